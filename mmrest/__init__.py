@@ -1,0 +1,13 @@
+"""ResT (Zhang and Yang, NeurIPS 2021) for the OpenMMLab stack."""
+try:
+    import mmengine  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        'mmrest needs mmengine, which is not installed: run `pip install '
+        'onedl-mmengine` (or `pip install mmengine` in an OpenMMLab environment)'
+    ) from error
+
+from .models import EMSA, ResT
+from .version import __version__
+
+__all__ = ['EMSA', 'ResT', '__version__']

@@ -1,0 +1,222 @@
+"""Reading ResT weights, published or our own, without running code from the file."""
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Dict, Optional, Union
+
+import torch
+from mmengine.fileio import get_local_path
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+
+class UnsafeCheckpointError(ValueError):
+    """A checkpoint asks for Python objects that weights have no use for."""
+
+
+class _Inert:
+    """Stands in for an object beside the weights: built and filled, does nothing."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        pass
+
+
+# What tensors are made of: functions of torch that only put bytes into shape.
+_REBUILD = {
+    ('collections', 'OrderedDict'),
+    ('torch', 'Size'),
+    ('torch', 'device'),
+    ('torch._utils', '_rebuild_parameter'),
+    ('torch._utils', '_rebuild_tensor'),
+    ('torch._utils', '_rebuild_tensor_v2'),
+    ('torch.storage', 'UntypedStorage'),
+}
+# Packages whose plain data (training arguments, log histories, arrays) stands beside the
+# weights in published and mmengine checkpoints; replaced by _Inert, never imported.
+_BESIDE_WEIGHTS = ('argparse', 'mmengine', 'numpy', 'pathlib', 'datetime', '_codecs',
+                   'collections')
+
+
+class _Unpickler(pickle.Unpickler):
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _REBUILD:
+            return super().find_class(module, name)
+        if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module.partition('.')[0] in _BESIDE_WEIGHTS:
+            return _Inert
+        raise UnsafeCheckpointError(f'{module}.{name}')
+
+
+def _load(file, **kwargs) -> Any:
+    return _Unpickler(file, **kwargs).load()
+
+
+_PICKLE = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__=__name__)
+
+
+def read_state_dict(path: Union[str, Path]) -> Dict[str, Tensor]:
+    """Tensors by name from a checkpoint; no code in the file runs.
+
+    ``{'model': ...}`` (the published files) and ``{'state_dict': ...}`` (mmengine)
+    are unwrapped, 'module.' before every name is dropped.
+
+    Args:
+        path (str | Path): A file that ``torch.save`` wrote, or what
+            :func:`mmengine.fileio.get_local_path` accepts.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnsafeCheckpointError: The file asks for a Python object that weights have no
+            use for; nothing of it was run.
+        ValueError: The file is damaged or holds no named tensors.
+    """
+    try:
+        with get_local_path(str(path)) as local:
+            if not Path(local).is_file():
+                raise FileNotFoundError(f'checkpoint={str(path)!r}: no such file')
+            if zipfile.is_zipfile(local):
+                with zipfile.ZipFile(local) as archive:
+                    if any(n.endswith('/constants.pkl') for n in archive.namelist()):
+                        raise UnsafeCheckpointError('TorchScript code')
+            content = torch.load(
+                local, map_location='cpu', pickle_module=_PICKLE, weights_only=False)
+    except UnsafeCheckpointError as error:
+        raise UnsafeCheckpointError(
+            f'checkpoint={str(path)!r} holds {error}, for which weights have no use; '
+            'nothing of it was run. If you trust the file, save its weights alone: '
+            "torch.save(torch.load(path, weights_only=False)['model'], new_path)"
+        ) from None
+    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, AttributeError,
+            TypeError, IndexError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        raise ValueError(f'checkpoint={str(path)!r} cannot be read as a checkpoint of '
+                         f'torch.save: {error}') from error
+    for wrapper in ('model', 'state_dict'):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    state = {}
+    if isinstance(content, dict):
+        state = {
+            name: value
+            for name, value in content.items()
+            if isinstance(name, str) and isinstance(value, Tensor)
+        }
+    if not state:
+        raise ValueError(f'checkpoint={str(path)!r} holds no named tensors')
+    if all(name.startswith('module.') for name in state):
+        state = {name[len('module.'):]: value for name, value in state.items()}
+    return state
+
+
+def load_pretrained(model: nn.Module,
+                    checkpoint: Union[str, Path],
+                    prefix: Optional[str] = None,
+                    map_location: str = 'cpu') -> None:
+    """Load published or mmrest weights into a :class:`~mmrest.ResT`.
+
+    The published names are ours, but for ``norm``: the LayerNorm after the last stage,
+    here ``norm4`` where there are four. A classification head is dropped, stages that
+    the model does not build are passed over and output norms that the file lacks keep
+    their values. Logs one line: loaded, missing, not used.
+
+    Args:
+        model (ResT): The model; unchanged if an error is raised.
+        checkpoint (str | Path): See :func:`read_state_dict`.
+        prefix (str, optional): Takes the names that start so, and drops it from them:
+            'backbone.' for a detector's checkpoint.
+        map_location (str): Accepted for mmengine's sake; parameters are copied to
+            where the model is.
+
+    Raises:
+        FileNotFoundError, ValueError: See :func:`read_state_dict`.
+        ValueError: The file fits another model or none.
+    """
+    state = read_state_dict(checkpoint)
+    this = f'ResT(arch={model.arch!r})'
+    if prefix:
+        inside = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
+        if not inside:
+            raise ValueError(
+                f'checkpoint={str(checkpoint)!r} has no parameter whose name starts with '
+                f'prefix={prefix!r} for {this}; it has {_few(state)}')
+        state = inside
+    last = f'norm{model.num_stages}.'
+    state = {
+        last + k[len('norm.'):] if k.startswith('norm.') else k: v
+        for k, v in state.items()
+    }
+
+    own = model.state_dict()
+    misfits = [
+        f'{name} is {tuple(state[name].shape)} there, {tuple(value.shape)} here'
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    norms = tuple(f'norm{i + 1}.' for i in range(model.num_stages))
+    missing = [
+        name for name in own
+        if name not in state and not name.endswith('num_batches_tracked')
+    ]
+    lacking = [name for name in missing if not name.startswith(norms)]
+    unused = [name for name in state if name not in own]
+    unbuilt = tuple(
+        f'{part}{i + 1}.' for i in range(model.out_indices[-1] + 1, model.num_stages)
+        for part in ('patch_embed_', 'stage'))
+    surplus = [name for name in unused if not name.startswith(norms + unbuilt + ('head.', ))]
+    problems = misfits[:3]
+    if lacking:
+        problems.append(f'it lacks {_few(lacking)}')
+    if surplus:
+        problems.append(f'the model has no {_few(surplus)}')
+    if problems:
+        hint = ''
+        if not prefix and any(k.startswith('backbone.') for k in state):
+            hint = "; its names start with 'backbone.': set prefix='backbone.'"
+        raise ValueError(f'checkpoint={str(checkpoint)!r}, which looks like '
+                         f'{_guess(state, model.arch_zoo)}, does not fit {this}: '
+                         f'{"; ".join(problems)}{hint}')
+
+    loaded = OrderedDict((name, state[name]) for name in own if name in state)
+    model.load_state_dict(loaded, strict=False)
+    parameters = {name: p.numel() for name, p in model.named_parameters()}
+    count = sum(n for name, n in parameters.items() if name in loaded)
+    print_log(
+        f'{this}: loaded {count:,} of {sum(parameters.values()):,} parameters from '
+        f'{checkpoint}; missing (left at their initial value): '
+        f'{", ".join(missing) or "none"}; not used: {", ".join(unused) or "none"}',
+        logger='current')
+
+
+def _few(names) -> str:
+    names = list(names)
+    more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+    return ', '.join(names[:3]) + more
+
+
+def _guess(state: Dict[str, Tensor], archs: Dict[str, dict]) -> str:
+    """The published model that a state dict's widths and depths belong to."""
+    stem = state.get('stem.conv3.weight')
+    depths = tuple(
+        len({k.split('.')[1] for k in state if k.startswith(f'stage{i}.')})
+        for i in range(1, 5))
+    for name, arch in archs.items():
+        if stem is not None and (stem.shape[0], depths) == (arch['embed_dims'][0],
+                                                             arch['depths']):
+            return f'ResT(arch={name!r})'
+    return 'none of the published models'

@@ -1,0 +1,63 @@
+from typing import Tuple
+
+from torch import Tensor, nn
+
+from ...ops import emsa_attention
+from .layout import image_to_tokens, tokens_to_image
+
+
+class EMSA(nn.Module):
+    """Efficient multi-head self-attention (section 3.2 and figure 3 of the paper).
+
+    Keys and values come from an image that a depth-wise convolution has shrunk
+    ``sr_ratio`` times a side. With more than one head a 1x1 convolution mixes the
+    heads' scores and the attention map is instance-normalised; with one head, both
+    are left out, as in the published code.
+
+    Args:
+        embed_dims (int): Channels C, a multiple of ``num_heads``.
+        num_heads (int): Heads h.
+        sr_ratio (int): Stride s of the reduction; 1 leaves it out.
+
+    Raises:
+        ValueError: If ``embed_dims`` is no multiple of ``num_heads``.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, sr_ratio: int = 1):
+        super().__init__()
+        if embed_dims % num_heads:
+            raise ValueError(
+                f'embed_dims={embed_dims} must be a multiple of num_heads={num_heads}')
+        self.num_heads = num_heads
+        self.q = nn.Linear(embed_dims, embed_dims)
+        self.kv = nn.Linear(embed_dims, 2 * embed_dims)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.sr_ratio = sr_ratio
+        if sr_ratio > 1:
+            self.sr = nn.Conv2d(
+                embed_dims,
+                embed_dims,
+                kernel_size=sr_ratio + 1,
+                stride=sr_ratio,
+                padding=sr_ratio // 2,
+                groups=embed_dims)
+            self.sr_norm = nn.LayerNorm(embed_dims)
+        if num_heads > 1:
+            self.transform_conv = nn.Conv2d(num_heads, num_heads, kernel_size=1)
+
+    def forward(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
+        """Attend over tokens (B, N, C) of an image of ``hw`` = (H, W), N = H W."""
+        B, N, C = x.shape
+        h = self.num_heads
+        q = self.q(x).view(B, N, h, C // h).transpose(1, 2)  # (B, h, N, d)
+        if self.sr_ratio > 1:
+            x = image_to_tokens(self.sr(tokens_to_image(x, hw)))  # (B, M, C)
+            x = self.sr_norm(x)
+        kv = self.kv(x).view(B, -1, 2, h, C // h)
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
+        if h > 1:
+            mix, bias = self.transform_conv.weight.view(h, h), self.transform_conv.bias
+            out = emsa_attention(q, k, v, mix, bias)  # (B, h, N, d)
+        else:
+            out = emsa_attention(q, k, v, normalize=False)
+        return self.proj(out.transpose(1, 2).reshape(B, N, C))

@@ -1,0 +1,304 @@
+"""ResT: An Efficient Transformer for Visual Recognition (https://arxiv.org/abs/2105.13677).
+
+    image (B, 3, H, W)
+      |  Stem          three 3x3 convolutions, strides 2 1 2, then PA        section 3.3
+      |  Block x n1    EMSA + FFN, s = 8, 1 head                             equation (5)
+      +--LayerNorm---> (B, C1, H/4, W/4)
+      |  PatchEmbed    3x3 convolution, stride 2, then PA                    figure 4
+      |  Block x n2    s = 4, 2 heads
+      +--LayerNorm---> (B, C2, H/8, W/8)
+      |  PatchEmbed, Block x n3 (s = 2, 4 heads)
+      +--LayerNorm---> (B, C3, H/16, W/16)
+      |  PatchEmbed, Block x n4 (s = 1, 8 heads)
+      +--LayerNorm---> (B, C4, H/32, W/32)
+
+Modules and parameters carry the names of the published code, so that its weights fit.
+"""
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.utils.checkpoint
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .checkpoint import load_pretrained
+from .layers import EMSA, DropPath, PixelAttention, image_to_tokens, tokens_to_image
+
+class Stem(nn.Module):
+    """Three 3x3 convolutions that shrink the image 4 times a side, then PA."""
+
+    def __init__(self, in_channels: int, embed_dims: int):
+        super().__init__()
+        hidden = embed_dims // 2
+        self.conv1 = nn.Conv2d(in_channels, hidden, 3, stride=2, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(hidden)
+        self.conv3 = nn.Conv2d(hidden, embed_dims, 3, stride=2, padding=1, bias=False)
+        self.act = nn.ReLU(inplace=True)
+        self.pos = PixelAttention(embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm1(self.conv1(x)))
+        x = self.act(self.norm2(self.conv2(x)))
+        return self.pos(self.conv3(x))
+
+
+class PatchEmbed(nn.Module):
+    """A 3x3 convolution that halves the image's sides, BatchNorm, then PA (figure 4)."""
+
+    def __init__(self, in_channels: int, embed_dims: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, embed_dims, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(embed_dims)
+        self.pos = PixelAttention(embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pos(self.norm(self.conv(x)))
+
+
+class FFN(nn.Module):
+    """Two linear layers with a GELU between, equation (3)."""
+
+    def __init__(self, embed_dims: int, hidden_dims: int):
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dims, embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Efficient Transformer block, equation (5), on tokens (B, H W, C)."""
+
+    def __init__(self, embed_dims: int, num_heads: int, sr_ratio: int, mlp_ratio: float,
+                 drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dims)
+        self.attn = EMSA(embed_dims, num_heads, sr_ratio)
+        self.norm2 = nn.LayerNorm(embed_dims)
+        self.mlp = FFN(embed_dims, int(embed_dims * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), hw))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+@MODELS.register_module()
+class ResT(BaseModule):
+    """The four-stage ResT backbone.
+
+    Args:
+        arch (str | dict): 'lite', 'small', 'base' or 'large' (table 1 of the paper), or
+            a dict of ``embed_dims``, ``depths``, ``num_heads`` and ``sr_ratios``
+            (optionally ``mlp_ratios``, 4 each), sequences with one value per stage.
+        in_channels (int): Channels of the input image.
+        out_indices (Sequence[int], optional): Stages whose features are returned, from 0,
+            increasing; ``None`` means every stage. No stage past the last of them
+            is built, and no output norm for a stage that is not among them.
+        frozen_stages (int): The stem (0) and the stages up to this one (1 is the
+            first) are frozen with their patch embeddings and output norms: no
+            gradient, and in eval mode whatever the backbone's. -1 freezes nothing.
+        norm_eval (bool): Keep every BatchNorm in eval mode, so that its statistics
+            stay.
+        drop_path_rate (float, optional): Stochastic depth of the last block; it rises
+            linearly from 0 at the first. ``None`` takes the rate of the model's
+            ImageNet training (0 for an ``arch`` given as a dict).
+        with_cp (bool): Checkpoint each block: less memory in training, more time.
+        init_cfg (dict | list[dict], optional): ``dict(type='Pretrained',
+            checkpoint=...)`` loads published or mmrest weights (``prefix='backbone.'``
+            for those inside a detector's checkpoint), see
+            :func:`~mmrest.models.checkpoint.load_pretrained`.
+            ``None`` leaves the published initialisation: truncated normal of std 0.02
+            for convolutions and linear layers, biases 0, norms 1 and 0.
+
+    Raises:
+        TypeError, ValueError: An argument is not of the kind or in the range above.
+    """
+
+    # Table 1 of the paper; drop_path_rate is the one of its ImageNet training.
+    arch_zoo = {
+        name: dict(
+            embed_dims=embed_dims,
+            depths=depths,
+            num_heads=(1, 2, 4, 8),
+            sr_ratios=(8, 4, 2, 1),
+            mlp_ratios=(4, 4, 4, 4),
+            drop_path_rate=drop_path_rate)
+        for name, embed_dims, depths, drop_path_rate in (
+            ('lite', (64, 128, 256, 512), (2, 2, 2, 2), 0.1),
+            ('small', (64, 128, 256, 512), (2, 2, 6, 2), 0.1),
+            ('base', (96, 192, 384, 768), (2, 2, 6, 2), 0.2),
+            ('large', (96, 192, 384, 768), (2, 2, 18, 2), 0.3),
+        )
+    }
+
+    def __init__(self,
+                 arch: Union[str, Dict[str, Sequence]] = 'small',
+                 in_channels: int = 3,
+                 out_indices: Optional[Sequence[int]] = (0, 1, 2, 3),
+                 frozen_stages: int = -1,
+                 norm_eval: bool = False,
+                 drop_path_rate: Optional[float] = None,
+                 with_cp: bool = False,
+                 init_cfg: Optional[Union[dict, List[dict]]] = None):
+        super().__init__(init_cfg)
+        self.arch = arch if isinstance(arch, str) else 'custom'
+        settings = self._arch_settings(arch)
+        embed_dims, depths = settings['embed_dims'], settings['depths']
+        self.num_stages = len(depths)  # of the architecture, built or not
+        self.out_indices = _check_out_indices(out_indices, self.num_stages)
+        if not isinstance(frozen_stages, int):
+            raise TypeError(f'frozen_stages={frozen_stages!r} must be an int')
+        if not -1 <= frozen_stages <= self.num_stages:
+            raise ValueError(f'frozen_stages={frozen_stages} must be from -1 (none) to '
+                             f'{self.num_stages} (every stage)')
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels={in_channels!r} must be an int from 1 up')
+        if drop_path_rate is None:
+            drop_path_rate = settings['drop_path_rate']
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate={drop_path_rate} must be in [0, 1)')
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+
+        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        self.stem = Stem(in_channels, embed_dims[0])
+        for i in range(self.out_indices[-1] + 1):
+            dims = embed_dims[i]
+            if i > 0:
+                self.add_module(
+                    f'patch_embed_{i + 1}', PatchEmbed(embed_dims[i - 1], dims))
+            blocks = [
+                Block(dims, settings['num_heads'][i], settings['sr_ratios'][i],
+                      settings['mlp_ratios'][i], next(drop_paths))
+                for _ in range(depths[i])
+            ]
+            self.add_module(f'stage{i + 1}', nn.ModuleList(blocks))
+            if i in self.out_indices:
+                self.add_module(f'norm{i + 1}', nn.LayerNorm(dims))
+
+        self.apply(_init_module)
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+
+    def init_weights(self) -> None:
+        """Apply ``init_cfg``; 'Pretrained' reads its file without running code in it."""
+        init_cfgs = self.init_cfg or []
+        if isinstance(init_cfgs, dict):
+            init_cfgs = [init_cfgs]
+        pretrained = [cfg for cfg in init_cfgs if _is_pretrained(cfg)]
+        first_call = not self.is_init
+        whole, self.init_cfg = self.init_cfg, [
+            cfg for cfg in init_cfgs if not _is_pretrained(cfg)
+        ]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = whole
+        if first_call:
+            for cfg in pretrained:
+                load_pretrained(self, **{k: v for k, v in cfg.items() if k != 'type'})
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """(B, in_channels, H, W) -> one contiguous (B, C_i, H_i, W_i) per out_indices.
+
+        H_i is H halved, rounding up, 2 times for stage 0 and once more for each
+        further stage, likewise W_i.
+        """
+        outs = []
+        for i in range(self.out_indices[-1] + 1):
+            embed = self.stem if i == 0 else getattr(self, f'patch_embed_{i + 1}')
+            x = embed(x)  # (B, C_i, H_i, W_i)
+            hw = x.shape[-2:]
+            tokens = image_to_tokens(x)  # (B, N, C_i)
+            for block in getattr(self, f'stage{i + 1}'):
+                if self.with_cp and tokens.requires_grad:
+                    tokens = torch.utils.checkpoint.checkpoint(
+                        block, tokens, hw, use_reentrant=False)
+                else:
+                    tokens = block(tokens, hw)
+            if i in self.out_indices:
+                norm = getattr(self, f'norm{i + 1}')
+                outs.append(tokens_to_image(norm(tokens), hw))
+            if i < self.out_indices[-1]:
+                x = tokens_to_image(tokens, hw)
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> 'ResT':
+        """Set the mode, but leave what is frozen, and BatchNorm by norm_eval, in eval."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    @classmethod
+    def _arch_settings(cls, arch: Union[str, Dict[str, Sequence]]) -> dict:
+        """One value per stage of each setting, and the default drop_path_rate."""
+        if isinstance(arch, str):
+            if arch not in cls.arch_zoo:
+                raise ValueError(f'arch={arch!r} must be one of {sorted(cls.arch_zoo)} or a dict')
+            return cls.arch_zoo[arch]
+        if not isinstance(arch, dict):
+            raise TypeError(f'arch={arch!r} must be a str or a dict')
+        required = {'embed_dims', 'depths', 'num_heads', 'sr_ratios'}
+        if not required <= set(arch) <= required | {'mlp_ratios'}:
+            raise ValueError(f'arch has the keys {sorted(arch)}; it must have '
+                             f'{sorted(required)} and may have mlp_ratios')
+        settings = {key: tuple(values) for key, values in arch.items()}
+        num_stages = len(settings['embed_dims'])
+        settings.setdefault('mlp_ratios', (4, ) * num_stages)
+        for key, values in settings.items():
+            if len(values) != num_stages or num_stages == 0:
+                raise ValueError(f'arch: {key}={values} must have one value per stage, '
+                                 f'as embed_dims={settings["embed_dims"]} has')
+            for value in values:
+                if key != 'mlp_ratios' and (not isinstance(value, int) or value < 1):
+                    raise ValueError(f'arch: {key}={values} must be ints from 1 up')
+                if key == 'mlp_ratios' and not value > 0:
+                    raise ValueError(f'arch: {key}={values} must be above 0')
+        if settings['embed_dims'][0] % 2:
+            raise ValueError(f'arch: embed_dims={settings["embed_dims"]} must start with an '
+                             'even number: the stem is half as wide')
+        return dict(settings, drop_path_rate=0.)
+
+    def _frozen_modules(self) -> List[nn.Module]:
+        names = ['stem'] if self.frozen_stages >= 0 else []
+        for i in range(1, self.frozen_stages + 1):
+            names += [f'patch_embed_{i}', f'stage{i}', f'norm{i}']
+        return [module for name, module in self.named_children() if name in names]
+
+
+def _check_out_indices(out_indices: Optional[Sequence[int]],
+                       num_stages: int) -> Tuple[int, ...]:
+    if out_indices is None:
+        return tuple(range(num_stages))
+    if isinstance(out_indices, (int, str)):
+        raise TypeError(f'out_indices={out_indices!r} must be a sequence of ints or None')
+    indices = tuple(out_indices)
+    if not indices or not set(indices) <= set(range(num_stages)) or any(
+            a >= b for a, b in zip(indices, indices[1:])):
+        raise ValueError(f'out_indices={indices} must be increasing stage numbers from 0 '
+                         f'to {num_stages - 1}')
+    return indices
+
+
+def _is_pretrained(init_cfg: dict) -> bool:
+    kind = init_cfg.get('type')
+    return kind == 'Pretrained' or getattr(kind, '__name__', '') == 'PretrainedInit'
+
+
+def _init_module(module: nn.Module) -> None:
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

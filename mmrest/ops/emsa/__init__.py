@@ -1,0 +1,3 @@
+from .reference import emsa_attention
+
+__all__ = ['emsa_attention']

@@ -1,0 +1,178 @@
+"""Small real data for every task, made offline from scikit-learn's handwritten digits.
+
+The 1797 scans (8x8 pixels) are enlarged and put on textured backgrounds:
+
+    OUT/annotations/instances_{train,val}.json    COCO boxes and masks, class = digit
+    OUT/{train,val}/*.jpg                         128 px, 2 to 4 digits of 28 to 64 px
+    OUT/cls/{train,val}/{0..9}/*.jpg              64 px, one digit: an ImageNet-style folder
+
+Which scans are held out for validation is fixed: no training image of any seed holds a
+digit that a validation image of any seed shows.
+"""
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import List, Tuple
+
+import cv2
+import numpy as np
+from pycocotools import mask as mask_utils
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+DIGIT_SIZES = (28, 64)  # the longer side of a digit's box, in pixels, both included
+NOISE_STD = 25
+MIN_CONTRAST = 100  # least RGB distance of ink and background
+MAX_TRIES = 100
+
+
+class Split:
+    """The scans of one split, as large ink images, and the drawing of scenes from them."""
+
+    def __init__(self, name: str, rng: np.random.RandomState):
+        scans, labels = load_digits(return_X_y=True)
+        train, val = train_test_split(
+            np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+        self.indices = {'train': train, 'val': val}[name]
+        self.scans = scans.reshape(-1, 8, 8).astype(np.float32) / 16
+        self.labels = labels
+        self.rng = rng
+
+    def glyph(self, index: int, size: int) -> np.ndarray:
+        """Ink of a scan in [0, 1], cropped to it, its longer side ``size`` pixels."""
+        scan = np.pad(self.scans[index], 1)
+        large = cv2.resize(scan, (320, 320), interpolation=cv2.INTER_CUBIC)
+        rows, cols = np.nonzero(large > 0.5)
+        large = large[rows.min():rows.max() + 1, cols.min():cols.max() + 1]
+        scale = size / max(large.shape)
+        width, height = (max(1, round(side * scale)) for side in large.shape[::-1])
+        return cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA).clip(0, 1)
+
+    def scene(self, side: int, indices: List[int]) -> Tuple[np.ndarray, List[dict]]:
+        """An image (side, side, 3) of these scans, and an instance for each."""
+        while True:
+            placed = self._place(side, indices)
+            if placed is not None:
+                break
+        rng = self.rng
+        background = rng.uniform(0, 255, 3)
+        image = np.tile(background, (side, side, 1))
+        instances = []
+        for index, glyph, x, y in placed:
+            height, width = glyph.shape
+            ink = self._ink(background)
+            patch = image[y:y + height, x:x + width]
+            patch += glyph[..., None] * (ink - patch)
+            mask = np.zeros((side, side), np.uint8, order='F')
+            mask[y:y + height, x:x + width] = glyph > 0.5
+            instances.append(dict(label=int(self.labels[index]), mask=mask))
+        noise = cv2.GaussianBlur(
+            rng.standard_normal((side, side, 3)), (0, 0), rng.uniform(1, 3))
+        image += noise * (NOISE_STD / noise.std())
+        return image.clip(0, 255).round().astype(np.uint8), instances
+
+    def _place(self, side: int, indices: List[int]):
+        """(index, glyph, x, y) of each scan, boxes disjoint; None if there was no room."""
+        placed = []
+        for index in indices:
+            glyph = self.glyph(index, self.rng.randint(DIGIT_SIZES[0],
+                                                       min(DIGIT_SIZES[1], side) + 1))
+            height, width = glyph.shape
+            for _ in range(MAX_TRIES):
+                x = self.rng.randint(side - width + 1)
+                y = self.rng.randint(side - height + 1)
+                if all(x >= x2 + g.shape[1] or x2 >= x + width or y >= y2 + g.shape[0]
+                       or y2 >= y + height for _, g, x2, y2 in placed):
+                    placed.append((index, glyph, x, y))
+                    break
+            else:
+                return None
+        return placed
+
+    def _ink(self, background: np.ndarray) -> np.ndarray:
+        while True:
+            ink = self.rng.uniform(0, 255, 3)
+            if np.linalg.norm(ink - background) >= MIN_CONTRAST:
+                return ink
+
+
+def write_detection(out: Path, name: str, split: Split, num_images: int) -> None:
+    (out / name).mkdir(parents=True)
+    images, annotations = [], []
+    for i in range(num_images):
+        indices = split.rng.choice(split.indices, split.rng.randint(2, 5), replace=False)
+        image, instances = split.scene(128, indices)
+        file_name = f'{i:06d}.jpg'
+        _write(out / name / file_name, image)
+        images.append(dict(id=i + 1, file_name=file_name, width=128, height=128))
+        for instance in instances:
+            rle = mask_utils.encode(instance['mask'])
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=i + 1,
+                    category_id=instance['label'] + 1,
+                    bbox=mask_utils.toBbox(rle).tolist(),
+                    area=float(mask_utils.area(rle)),
+                    iscrowd=0,
+                    segmentation=dict(rle, counts=rle['counts'].decode())))
+    categories = [dict(id=d + 1, name=str(d)) for d in range(10)]
+    path = out / 'annotations' / f'instances_{name}.json'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+
+
+def write_classification(out: Path, name: str, split: Split, renders: int) -> None:
+    for digit in range(10):
+        (out / 'cls' / name / str(digit)).mkdir(parents=True)
+    for index in split.indices:
+        for i in range(renders):
+            image, (instance, ) = split.scene(64, [index])
+            folder = out / 'cls' / name / str(instance['label'])
+            _write(folder / f'{index:04d}_{i}.jpg', image)
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+        raise OSError(f'could not write {path}')
+
+
+def convert(out: Path, seed: int, num_train: int, num_val: int, renders: int) -> None:
+    """Write the data sets to ``out``, which appears only when all of it is there."""
+    if out.exists():
+        raise FileExistsError(f'out={str(out)!r} exists; name a new folder or remove it')
+    partial = out.with_name(out.name + '.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    for offset, name, num_images, times in ((0, 'train', num_train, renders),
+                                            (1, 'val', num_val, 1)):
+        split = Split(name, np.random.RandomState([seed, offset]))
+        write_detection(partial, name, split, num_images)
+        write_classification(partial, name, split, times)
+    partial.rename(out)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('out', type=Path, nargs='?', default=Path('data/digits'))
+    parser.add_argument('--seed', type=int, default=0, help='of everything that is random')
+    parser.add_argument('--num-train', type=int, default=2000, help='detection images')
+    parser.add_argument('--num-val', type=int, default=200, help='detection images')
+    parser.add_argument(
+        '--renders', type=int, default=6,
+        help='classification images of each training scan (one of each held out)')
+    args = parser.parse_args()
+    for name in ('seed', 'num_train', 'num_val', 'renders'):
+        least = 0 if name == 'seed' else 1
+        if getattr(args, name) < least:
+            parser.error(f'{name}={getattr(args, name)} must be {least} or more')
+    return args
+
+
+if __name__ == '__main__':
+    args = parse_args()
+    convert(args.out, args.seed, args.num_train, args.num_val, args.renders)
+    print(f'{args.out}: {args.num_train} + {args.num_val} detection images, and '
+          f'classification images in {args.out / "cls"}')
