@@ -21,16 +21,17 @@ from pycocotools import mask as mask_utils
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-DIGIT_SIZES = (28, 64)  # the longer side of a digit's box, in pixels, both included
+DIGIT_SIZES = (29, 63)  # the longer side of a box; a pixel inside 28 to 64, for rounding
 NOISE_STD = 25
-MIN_CONTRAST = 100  # least RGB distance of ink and background
+NOISE_SIGMAS = (2, 6)  # of the Gaussian that smooths it, in pixels
+MIN_CONTRAST = 120  # least RGB distance of ink and background
 MAX_TRIES = 100
 
 
 class Split:
     """The scans of one split, as large ink images, and the drawing of scenes from them."""
 
-    def __init__(self, name: str, rng: np.random.RandomState):
+    def __init__(self, name: str, rng: np.random.Generator):
         scans, labels = load_digits(return_X_y=True)
         train, val = train_test_split(
             np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
@@ -40,14 +41,15 @@ class Split:
         self.rng = rng
 
     def glyph(self, index: int, size: int) -> np.ndarray:
-        """Ink of a scan in [0, 1], cropped to it, its longer side ``size`` pixels."""
+        """Ink of a scan in [0, 1]; what is above 0.5 is ``size`` long."""
         scan = np.pad(self.scans[index], 1)
-        large = cv2.resize(scan, (320, 320), interpolation=cv2.INTER_CUBIC)
-        rows, cols = np.nonzero(large > 0.5)
-        large = large[rows.min():rows.max() + 1, cols.min():cols.max() + 1]
-        scale = size / max(large.shape)
-        width, height = (max(1, round(side * scale)) for side in large.shape[::-1])
-        return cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA).clip(0, 1)
+        large = cv2.resize(scan, (160, 160), interpolation=cv2.INTER_CUBIC)
+        ink = ((large - 0.3) / 0.4).clip(0, 1)  # soft edges, centred on 0.5
+        scale = size / max(np.ptp(side) + 1 for side in np.nonzero(ink > 0.5))
+        rows, cols = np.nonzero(ink)
+        ink = ink[rows.min():rows.max() + 1, cols.min():cols.max() + 1]
+        width, height = (round(side * scale) for side in ink.shape[::-1])
+        return cv2.resize(ink, (width, height), interpolation=cv2.INTER_AREA)
 
     def scene(self, side: int, indices: List[int]) -> Tuple[np.ndarray, List[dict]]:
         """An image (side, side, 3) of these scans, and an instance for each."""
@@ -68,7 +70,7 @@ class Split:
             mask[y:y + height, x:x + width] = glyph > 0.5
             instances.append(dict(label=int(self.labels[index]), mask=mask))
         noise = cv2.GaussianBlur(
-            rng.standard_normal((side, side, 3)), (0, 0), rng.uniform(1, 3))
+            rng.standard_normal((side, side, 3)), (0, 0), rng.uniform(*NOISE_SIGMAS))
         image += noise * (NOISE_STD / noise.std())
         return image.clip(0, 255).round().astype(np.uint8), instances
 
@@ -76,12 +78,13 @@ class Split:
         """(index, glyph, x, y) of each scan, boxes disjoint; None if there was no room."""
         placed = []
         for index in indices:
-            glyph = self.glyph(index, self.rng.randint(DIGIT_SIZES[0],
-                                                       min(DIGIT_SIZES[1], side) + 1))
+            glyph = self.glyph(index, self.rng.integers(*DIGIT_SIZES, endpoint=True))
             height, width = glyph.shape
+            if max(height, width) > side:
+                return None
             for _ in range(MAX_TRIES):
-                x = self.rng.randint(side - width + 1)
-                y = self.rng.randint(side - height + 1)
+                x = self.rng.integers(side - width + 1)
+                y = self.rng.integers(side - height + 1)
                 if all(x >= x2 + g.shape[1] or x2 >= x + width or y >= y2 + g.shape[0]
                        or y2 >= y + height for _, g, x2, y2 in placed):
                     placed.append((index, glyph, x, y))
@@ -101,7 +104,7 @@ def write_detection(out: Path, name: str, split: Split, num_images: int) -> None
     (out / name).mkdir(parents=True)
     images, annotations = [], []
     for i in range(num_images):
-        indices = split.rng.choice(split.indices, split.rng.randint(2, 5), replace=False)
+        indices = split.rng.choice(split.indices, split.rng.integers(2, 5), replace=False)
         image, instances = split.scene(128, indices)
         file_name = f'{i:06d}.jpg'
         _write(out / name / file_name, image)
@@ -147,7 +150,7 @@ def convert(out: Path, seed: int, num_train: int, num_val: int, renders: int) ->
     shutil.rmtree(partial, ignore_errors=True)
     for offset, name, num_images, times in ((0, 'train', num_train, renders),
                                             (1, 'val', num_val, 1)):
-        split = Split(name, np.random.RandomState([seed, offset]))
+        split = Split(name, np.random.default_rng([seed, offset]))
         write_detection(partial, name, split, num_images)
         write_classification(partial, name, split, times)
     partial.rename(out)
