@@ -17,22 +17,15 @@ class UnsafeCheckpointError(ValueError):
 
 
 class _Inert:
-    """Stands in for an object beside the weights: built and filled, does nothing."""
+    """Stands in for an object beside the weights: takes everything, does nothing."""
 
     def __init__(self, *args, **kwargs):
         pass
 
-    def __setstate__(self, state: Any) -> None:
-        pass
+    def _ignore(self, *args, **kwargs) -> '_Inert':
+        return self
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        pass
-
-    def extend(self, items: Any) -> None:
-        pass
+    __call__ = __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
 # What tensors are made of: functions of torch that only put bytes into shape.
@@ -45,10 +38,12 @@ _REBUILD = {
     ('torch._utils', '_rebuild_tensor_v2'),
     ('torch.storage', 'UntypedStorage'),
 }
-# Packages whose plain data (training arguments, log histories, arrays) stands beside the
-# weights in published and mmengine checkpoints; replaced by _Inert, never imported.
-_BESIDE_WEIGHTS = ('argparse', 'mmengine', 'numpy', 'pathlib', 'datetime', '_codecs',
-                   'collections')
+# Where the plain data that lies beside the weights comes from, in published and in
+# mmengine checkpoints: training arguments, log histories, arrays. Nothing of it is
+# imported or called: _Inert takes the place of each name.
+_BESIDE_WEIGHTS = ('argparse', 'collections', 'datetime', 'mmengine', 'numpy', 'pathlib',
+                   '_codecs')
+_BUILTINS_BESIDE_WEIGHTS = ('bytearray', 'complex', 'getattr', 'set', 'slice')
 
 
 class _Unpickler(pickle.Unpickler):
@@ -59,6 +54,8 @@ class _Unpickler(pickle.Unpickler):
         if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module.partition('.')[0] in _BESIDE_WEIGHTS:
+            return _Inert
+        if module in ('builtins', '__builtin__') and name in _BUILTINS_BESIDE_WEIGHTS:
             return _Inert
         raise UnsafeCheckpointError(f'{module}.{name}')
 

@@ -18,6 +18,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.utils.checkpoint
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -167,7 +168,8 @@ class ResT(BaseModule):
         self.norm_eval = norm_eval
         self.with_cp = with_cp
 
-        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        last_block = max(sum(depths) - 1, 1)
+        drop_paths = (drop_path_rate * i / last_block for i in range(sum(depths)))
         self.stem = Stem(in_channels, embed_dims[0])
         for i in range(self.out_indices[-1] + 1):
             dims = embed_dims[i]
@@ -201,9 +203,12 @@ class ResT(BaseModule):
             super().init_weights()
         finally:
             self.init_cfg = whole
-        if first_call:
-            for cfg in pretrained:
-                load_pretrained(self, **{k: v for k, v in cfg.items() if k != 'type'})
+        if not first_call:
+            return
+        if not init_cfgs:
+            print_log(f'ResT(arch={self.arch!r}) starts from random weights', 'current')
+        for cfg in pretrained:
+            load_pretrained(self, **{k: v for k, v in cfg.items() if k != 'type'})
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """(B, in_channels, H, W) -> one contiguous (B, C_i, H_i, W_i) per out_indices.

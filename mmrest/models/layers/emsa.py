@@ -17,7 +17,8 @@ class EMSA(nn.Module):
     Args:
         embed_dims (int): Channels C, a multiple of ``num_heads``.
         num_heads (int): Heads h.
-        sr_ratio (int): Stride s of the reduction; 1 leaves it out.
+        sr_ratio (int): Stride s of the reduction, whose kernel is s + 1 and padding
+            s // 2 (so that an odd s needs sides of 2 or more); 1 leaves it out.
 
     Raises:
         ValueError: If ``embed_dims`` is no multiple of ``num_heads``.

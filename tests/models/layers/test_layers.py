@@ -1,0 +1,92 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from mmrest import EMSA
+from mmrest.models.layers import (DropPath, PixelAttention, image_to_tokens,
+                                  tokens_to_image)
+
+
+def published_emsa(m, x, hw):
+    """Figure 3 of the paper step by step, with PyTorch's own InstanceNorm."""
+    B, N, C = x.shape
+    h, d = m.num_heads, C // m.num_heads
+    q = m.q(x).reshape(B, N, h, d).transpose(1, 2)
+    if m.sr_ratio > 1:
+        x = m.sr(x.transpose(1, 2).reshape(B, C, *hw)).flatten(2).transpose(1, 2)
+        x = m.sr_norm(x)
+    k, v = m.kv(x).split(C, dim=-1)
+    k, v = (t.reshape(B, -1, h, d).transpose(1, 2) for t in (k, v))
+    attn = q @ k.transpose(-2, -1) / d**0.5
+    if h > 1:
+        attn = nn.InstanceNorm2d(h)(m.transform_conv(attn).softmax(-1))
+    else:
+        attn = attn.softmax(-1)
+    return m.proj((attn @ v).transpose(1, 2).reshape(B, N, C))
+
+
+@pytest.mark.parametrize('num_heads, sr_ratio, hw', [
+    (1, 8, (17, 30)), (2, 4, (9, 13)), (4, 2, (7, 10)), (8, 1, (5, 3)), (3, 3, (2, 5))])
+def test_emsa_is_the_papers(num_heads, sr_ratio, hw):
+    torch.manual_seed(0)
+    module = EMSA(24, num_heads, sr_ratio).double()
+    for p in module.parameters():
+        nn.init.normal_(p, std=0.3)
+    x = torch.randn(2, hw[0] * hw[1], 24, dtype=torch.double)
+    results = []
+    for function in (module, lambda *args: published_emsa(module, *args)):
+        module.zero_grad()
+        leaf = x.clone().requires_grad_()
+        out = function(leaf, hw)
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        results.append([out, leaf.grad] + [p.grad for p in module.parameters()])
+    for got, want in zip(*results):
+        assert_close(got, want, rtol=1e-7, atol=1e-10)
+
+
+def test_emsa_checks_its_heads():
+    with pytest.raises(ValueError, match='embed_dims=10 .* num_heads=4'):
+        EMSA(10, 4)
+
+
+def test_pixel_attention_is_equation_8():
+    module = PixelAttention(5).double()
+    x = torch.randn(2, 5, 6, 7, dtype=torch.double)
+    conv = torch.zeros_like(x)
+    padded = nn.functional.pad(x, (1, 1, 1, 1))
+    for dy in range(3):
+        for dx in range(3):
+            window = padded[:, :, dy:dy + 6, dx:dx + 7]
+            conv += module.pa_conv.weight[:, 0, dy, dx, None, None] * window
+    conv += module.pa_conv.bias[:, None, None]
+    assert_close(module(x), x / (1 + (-conv).exp()))
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+def test_tokens_and_images_hold_the_same_values_in_contiguous_memory(batch):
+    odd = torch.randn(4, batch, 5, 3).permute(1, 3, 2, 0)  # (B, C, H, W), strides astray
+    image = odd.detach().requires_grad_()
+    tokens = image_to_tokens(image)
+    assert tokens.is_contiguous()
+    assert_close(tokens[:, 7], image[:, :, 1, 3])  # token 7 of rows of 4 is (1, 3)
+    back = tokens_to_image(tokens, (5, 4))
+    assert back.is_contiguous()
+    assert_close(back, image)
+    seen = []
+    back.register_hook(lambda g: seen.append(g))
+    tokens.register_hook(lambda g: seen.append(g))
+    weight = torch.randn(batch, 5, 4, 3).permute(0, 3, 1, 2)
+    (back * weight).sum().backward()
+    assert not seen[0].is_contiguous() and seen[1].is_contiguous()
+    assert_close(image.grad, weight)
+
+
+def test_drop_path_keeps_the_mean_and_drops_whole_samples():
+    torch.manual_seed(0)
+    module = DropPath(0.25)
+    out = module(torch.ones(8000, 2, 3))
+    kept = out[:, 0, 0] != 0
+    assert_close(kept.double().mean().item(), 0.75, rtol=0.03, atol=0)
+    assert_close(out, kept[:, None, None] * torch.full_like(out, 1 / 0.75))
+    assert (module.eval()(torch.ones(8, 1)) == 1).all()

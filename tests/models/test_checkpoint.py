@@ -1,0 +1,255 @@
+import argparse
+import io
+import logging
+import os
+import pickle
+import subprocess
+
+import numpy.testing
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer, MMLogger
+
+from mmrest import ResT
+from mmrest.models.checkpoint import UnsafeCheckpointError
+
+from .. import golden
+
+HEAD = ('head.weight', 'head.bias')
+DETECTION_NORMS = tuple(f'norm{i}.{kind}' for i in (1, 2, 3) for kind in ('weight', 'bias'))
+
+
+def classification_weights(arch='lite'):
+    """A released classification file's state dict: a head, and no norm1 to norm3."""
+    weights = golden.draw_weights(arch)
+    return {name: value for name, value in weights.items() if name not in DETECTION_NORMS}
+
+
+def published(path, arch='lite'):
+    """As the published training code saves it."""
+    args = argparse.Namespace(lr=5e-4, model=f'rest_{arch}', device='cuda')
+    torch.save(
+        dict(model=classification_weights(arch), args=args, epoch=299, optimizer={}), path)
+    return path
+
+
+def load(path, prefix=None, arch='lite', **kwargs):
+    cfg = dict(type='Pretrained', checkpoint=str(path))
+    if prefix is not None:
+        cfg['prefix'] = prefix
+    model = ResT(arch, init_cfg=cfg, **kwargs).double()
+    model.init_weights()
+    return model
+
+
+@pytest.fixture
+def log():
+    """What the run's logger prints."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logger = MMLogger.get_instance('test_checkpoint')
+    logger.addHandler(handler)
+    yield stream
+    logger.removeHandler(handler)
+
+
+def check_loaded(model, weights=None):
+    weights = weights or classification_weights()
+    for name, value in model.state_dict().items():
+        key = name.replace('norm4.', 'norm.') if name.startswith('norm4.') else name
+        if key in weights:
+            torch.testing.assert_close(value, weights[key], rtol=0, atol=0)
+        elif name in DETECTION_NORMS:
+            assert (value == name.endswith('weight')).all(), name
+        else:
+            raise AssertionError(f'{name} is nowhere in the file')
+
+
+def test_published_file(tmp_path, log):
+    model = load(published(tmp_path / 'rest_lite.pth'))
+    check_loaded(model)
+    lines = [line for line in log.getvalue().splitlines() if 'loaded' in line]
+    assert len(lines) == 1
+    assert "ResT(arch='lite'): loaded 9,995,300 of 9,996,196 parameters from" in lines[0]
+    missing, unused = lines[0].split('missing')[1].split('not used:')
+    assert all(name in missing for name in DETECTION_NORMS)
+    assert unused.split(', ') == [f' {HEAD[0]}', HEAD[1]]
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda weights: weights,
+    lambda weights: {'state_dict': weights},
+    lambda weights: {f'module.{name}': value for name, value in weights.items()},
+], ids=['bare', 'state_dict', 'data_parallel'])
+@pytest.mark.parametrize('legacy', [False, True])
+def test_other_wrappings(wrap, legacy, tmp_path):
+    path = tmp_path / 'weights.pth'
+    torch.save(
+        wrap(classification_weights()), path, _use_new_zipfile_serialization=not legacy)
+    check_loaded(load(path))
+
+
+@pytest.mark.parametrize('prefix', [None, 'backbone.'])
+def test_own_checkpoints_with_all_that_mmengine_saves_beside(prefix, tmp_path):
+    source = ResT('lite').double()
+    for p in source.parameters():
+        torch.nn.init.normal_(p)
+    state = {(prefix or '') + k: v for k, v in source.state_dict().items()}
+    if prefix:
+        state['neck.convs.0.weight'] = torch.zeros(1)
+    history = HistoryBuffer()
+    history.update(1.5)
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(
+        dict(
+            meta=dict(epoch=1, cfg='model = ...', seed=torch.tensor(3).numpy()),
+            state_dict=state,
+            message_hub=dict(log_scalars={'train/loss': history}),
+            optimizer=torch.optim.AdamW(source.parameters()).state_dict()), path)
+    model = load(path, prefix)
+    for name, value in source.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_fewer_stages_take_what_they_have(tmp_path, log):
+    model = load(published(tmp_path / 'rest_lite.pth'), out_indices=(1, ))
+    check_loaded(model)
+    line = next(line for line in log.getvalue().splitlines() if 'loaded' in line)
+    assert 'stage3.0.attn.q.weight' in line.split('not used:')[1]
+
+
+def test_init_weights_a_second_time_leaves_trained_weights_alone(tmp_path):
+    model = load(published(tmp_path / 'rest_lite.pth'))
+    model.stem.conv1.weight.data.fill_(7)
+    model.init_weights()
+    assert (model.stem.conv1.weight == 7).all()
+
+
+def test_other_init_cfg_entries_are_applied_before(tmp_path):
+    init_cfg = [
+        dict(type='Pretrained', checkpoint=str(published(tmp_path / 'rest_lite.pth'))),
+        dict(type='Constant', layer='LayerNorm', val=5., bias=6.)
+    ]
+    model = ResT('lite', init_cfg=init_cfg)
+    model.init_weights()
+    assert (model.norm1.weight == 5).all()  # not in the file
+    torch.testing.assert_close(
+        model.norm4.weight, classification_weights()['norm.weight'].float())
+    assert model.init_cfg == init_cfg
+
+
+def test_a_random_start_is_said(log):
+    ResT('lite').init_weights()
+    assert "ResT(arch='lite') starts from random weights" in log.getvalue()
+
+
+# Wrong files
+
+
+@pytest.mark.parametrize('have, want', [('lite', 'small'), ('small', 'lite'),
+                                        ('base', 'small'), ('small', 'large')])
+def test_another_size_is_refused_and_both_are_named(have, want, tmp_path):
+    path = published(tmp_path / 'weights.pth', have)
+    with pytest.raises(ValueError) as raised:
+        load(path, arch=want)
+    assert f"looks like ResT(arch='{have}')" in str(raised.value)
+    assert f"does not fit ResT(arch='{want}')" in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+def test_a_refused_file_changes_nothing(tmp_path):
+    path = published(tmp_path / 'rest_small.pth', 'small')
+    model = ResT('lite', init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError):
+        model.init_weights()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_files_that_fit_nothing_are_refused(tmp_path):
+    path = tmp_path / 'other.pth'
+    torch.save({'layer1.0.conv1.weight': torch.zeros(64, 64, 1, 1)}, path)
+    with pytest.raises(ValueError, match=r"none of the published models.*ResT\(arch='lite'\)"):
+        load(path)
+    with pytest.raises(ValueError, match=r"prefix='backbone.'.*layer1.0.conv1.weight"):
+        load(path, 'backbone.')
+    torch.save({f'backbone.{k}': v for k, v in classification_weights().items()}, path)
+    with pytest.raises(ValueError, match="set prefix='backbone.'"):
+        load(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match='no named tensors'):
+        load(path)
+
+
+def test_missing_and_damaged_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
+        load(tmp_path / 'nowhere.pth')
+    whole = published(tmp_path / 'whole.pth').read_bytes()
+    for name, content in dict(empty=b'', text=b'hello', half=whole[:len(whole) // 2]).items():
+        path = tmp_path / f'{name}.pth'
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f'{name}.pth'):
+            load(path)
+
+
+# Code in files
+
+
+class Payload:
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize('place', ['args', 'weights', 'key'])
+@pytest.mark.parametrize('legacy', [False, True])
+@pytest.mark.parametrize('style', ['system', 'eval', 'popen', 'runpy', 'torch_load'])
+def test_code_in_a_file_does_not_run(style, legacy, place, tmp_path):
+    mark = tmp_path / 'ran'
+    code = f"open({str(mark)!r}, 'w').close()"
+    nested = io.BytesIO()
+    pickle.dump(Payload(eval, code), nested)
+    payload = dict(
+        system=Payload(os.system, f'touch {mark}'),
+        eval=Payload(eval, code),
+        popen=Payload(subprocess.Popen, ['touch', str(mark)]),
+        runpy=Payload(exec, code),
+        torch_load=Payload(torch.storage._load_from_bytes, nested.getvalue()))[style]
+    content = classification_weights()
+    content = dict(
+        args={'model': content, 'args': payload},
+        weights={'model': dict(content, extra=payload)},
+        key={'model': content, (payload, ): 1})[place]
+    path = tmp_path / 'evil.pth'
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UnsafeCheckpointError, match='nothing of it was run.*torch.save'):
+        load(path)
+    assert not mark.exists()
+
+
+def test_a_bare_pickle_with_code_does_not_run(tmp_path):
+    mark, path = tmp_path / 'ran', tmp_path / 'evil.pth'
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path.write_bytes(pickle.dumps(Payload(os.system, f'touch {mark}'), protocol))
+        with pytest.raises(ValueError):
+            load(path)
+        assert not mark.exists()
+
+
+def test_names_that_may_lie_beside_weights_do_not_run_either(tmp_path):
+    mark, path = tmp_path / 'ran', tmp_path / 'odd.pth'
+    run_it = Payload(numpy.testing.measure, f"open({str(mark)!r}, 'w').close()")
+    torch.save({'model': classification_weights(), 'args': run_it}, path)
+    check_loaded(load(path))
+    assert not mark.exists()
+
+
+def test_torchscript_is_refused(tmp_path):
+    path = tmp_path / 'script.pt'
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), str(path))
+    with pytest.raises(UnsafeCheckpointError, match='TorchScript'):
+        load(path)

@@ -1,0 +1,318 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+from torch.testing import assert_close
+
+from mmrest import ResT
+from mmrest.models import rest as rest_module
+
+from .. import golden
+
+TINY = dict(embed_dims=(8, 16), depths=(1, 2), num_heads=(1, 2), sr_ratios=(2, 1))
+
+
+def tiny(**kwargs):
+    torch.manual_seed(0)
+    return ResT(TINY, **dict(dict(out_indices=None), **kwargs))
+
+
+def randomize(model):
+    """Weights large enough that no branch hides behind a std of 0.02."""
+    torch.manual_seed(1)
+    for name, p in model.named_parameters():
+        with torch.no_grad():
+            p.copy_(torch.randn_like(p) * 0.3 + (p.ndim == 1 and 'weight' in name))
+    return model
+
+
+def probe(features, gold):
+    """Largest error over the stored values, relative to each stage's largest value."""
+    errors = []
+    for i, x in enumerate(features):
+        assert tuple(x.shape) == tuple(gold[f'shape{i}'])
+        got = x.detach().double().flatten()[torch.from_numpy(gold[f'idx{i}'])].numpy()
+        errors.append(np.abs(got - gold[f'val{i}']).max() / gold[f'mom{i}'][2])
+    return max(errors)
+
+
+@pytest.fixture(scope='module')
+def lite_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp('weights') / 'rest_lite.pth'
+    torch.save({'model': golden.draw_weights('lite')}, path)
+    return path
+
+
+@pytest.mark.parametrize('name', ['rest_lite_2x3x224x224_7', 'rest_lite_1x3x160x224_8'])
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+def test_agrees_with_the_published_model(name, dtype, tolerance, lite_file):
+    gold = np.load(golden.DATA / f'{name}.npz')
+    model = ResT('lite', init_cfg=dict(type='Pretrained', checkpoint=str(lite_file)))
+    model.to(dtype).init_weights()
+    image = golden.draw_image(gold).to(dtype).requires_grad_()
+    features = model.eval()(image)
+    assert probe(features, gold) < tolerance
+    if dtype == torch.float64:
+        golden.loss(features).backward()
+        got = image.grad.flatten()[torch.from_numpy(gold['gidx'])]
+        error = (got - torch.from_numpy(gold['gval'])).abs().max() / np.abs(gold['gval']).max()
+        assert error < tolerance
+
+
+@pytest.mark.parametrize('arch, count', [
+    ('lite', 9_995_300 + 896),
+    ('small', 13_166_708 + 896),
+    ('base', 29_558_052 + 1344),
+    ('large', 50_907_156 + 1344),
+])
+def test_parameter_counts_and_names_are_the_published_ones(arch, count):
+    with torch.device('meta'):
+        model = ResT(arch)
+    assert sum(p.numel() for p in model.parameters()) == count
+    published = {
+        ('norm4.' + name[5:] if name.startswith('norm.') else name): value.shape
+        for name, value in golden.draw_weights(arch).items() if not name.startswith('head.')
+    }
+    assert {name: value.shape for name, value in model.state_dict().items()} == published
+
+
+def test_initialisation_is_the_published_one():
+    for name, module in ResT('lite').named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if module.weight.numel() > 10_000:
+                assert abs(module.weight.std().item() - 0.02) < 1e-3, name
+            assert module.bias is None or not module.bias.any(), name
+        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
+            assert module.eps == 1e-5, name
+            assert (module.weight == 1).all() and not module.bias.any(), name
+
+
+@pytest.mark.parametrize('hw', [(1, 1), (1, 9), (7, 1), (33, 50), (64, 32)])
+def test_any_image_size(hw):
+    model = randomize(tiny()).double().eval()
+    features = model(torch.randn(2, 3, *hw, dtype=torch.double))
+    h, w = hw
+    for i, x in enumerate(features):
+        for _ in range(2 if i == 0 else 1):
+            h, w = (h + 1) // 2, (w + 1) // 2
+        assert x.shape == (2, TINY['embed_dims'][i], h, w)
+        assert x.is_contiguous()
+        # A LayerNorm over channels closes each stage.
+        norm = getattr(model, f'norm{i + 1}')
+        tokens = ((x - norm.bias[:, None, None]) / norm.weight[:, None, None]).flatten(2)
+        assert_close(tokens.mean(1), torch.zeros_like(tokens[:, 0]), atol=1e-9, rtol=0)
+
+
+def test_a_batch_is_its_images():
+    model = randomize(tiny()).double().eval()
+    images = torch.randn(3, 3, 37, 50, dtype=torch.double)
+    for together, *alone in zip(model(images), *(model(x[None]) for x in images)):
+        assert_close(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_other_precisions(dtype):
+    model = randomize(tiny()).eval()
+    image = torch.randn(1, 3, 40, 56)
+    exact = copy.deepcopy(model).double()(image.double())
+    for got, want in zip(model.to(dtype)(image.to(dtype)), exact):
+        assert got.dtype == dtype
+        tolerance = 0.1 if dtype == torch.bfloat16 else 1e-10
+        assert (got.double() - want).square().mean().sqrt() < tolerance
+
+
+def test_autocast_trains():
+    model = randomize(tiny())
+    image = torch.randn(2, 3, 40, 56)
+    with torch.autocast('cpu', torch.bfloat16):
+        features = model(image)
+    sum(x.float().square().mean() for x in features).backward()
+    exact = copy.deepcopy(model).double().train()(image.double())
+    for got, want in zip(features, exact):
+        assert (got.double() - want).square().mean().sqrt() < 0.1
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+# The layout traps: batch 1, and operators that read memory as contiguous (B, C, H, W).
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'from_hwc'])
+def test_gradients_at_batch_1_are_those_of_the_image_twice(training, layout):
+    model = randomize(tiny(drop_path_rate=0.)).double().train(training)
+    image = torch.randn(1, 3, 40, 56, dtype=torch.double)
+    if layout == 'channels_last':
+        model.to(memory_format=torch.channels_last)
+        image = image.contiguous(memory_format=torch.channels_last)
+    elif layout == 'from_hwc':  # as torch.from_numpy(...).permute(2, 0, 1)[None] is
+        image = image[0].permute(1, 2, 0).contiguous().permute(2, 0, 1)[None]
+
+    def gradients(images):
+        images = images.detach().requires_grad_()
+        model.zero_grad()
+        golden.loss([x[:1] for x in model(images)]).backward()
+        return [images.grad.sum(0)] + [p.grad.clone() for p in model.parameters()]
+
+    once = gradients(image)
+    for got, want in zip(once, gradients(torch.cat([image, image]).contiguous())):
+        assert_close(got, want, rtol=1e-7, atol=1e-9)
+    direction = torch.randn_like(image)
+    step = 1e-6
+    with torch.no_grad():
+        up, down = (
+            golden.loss(model(image + sign * step * direction)) for sign in (1, -1))
+    assert_close((once[0] * direction[0]).sum(), (up - down) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('batch', [1, 2])
+def test_roi_align_reads_the_features_right(batch, channels_last):
+    mmcv_ops = pytest.importorskip('mmcv.ops')
+    from mmdet.models.necks import FPN
+    from torchvision.ops import roi_align
+    model = randomize(tiny()).eval()
+    neck = FPN([8, 16], 8, 2)
+    image = torch.randn(batch, 3, 72, 104)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+        image = image.contiguous(memory_format=torch.channels_last)
+    rois = torch.tensor([[batch - 1, 3.3, 5.1, 60.7, 44.2], [0, 20., 8., 90., 70.]])
+    features = model(image)
+    for x, scale in zip((*features, *neck(features)), (1 / 4, 1 / 8) * 2):
+        got = mmcv_ops.roi_align(x, rois, (7, 7), scale, 2, 'avg', True)
+        assert_close(got, roi_align(x, rois, (7, 7), scale, 2, aligned=True))
+
+
+# Options
+
+
+def test_mm_registries_find_it():
+    cfg = dict(type='ResT', arch='lite', out_indices=(3, ))
+    assert isinstance(MODELS.build(cfg), ResT)
+    for package in ('mmdet', 'mmpretrain', 'mmseg'):
+        registry = __import__(f'{package}.registry', fromlist=['MODELS']).MODELS
+        with registry.switch_scope_and_registry(package) as scoped:
+            assert isinstance(scoped.build(cfg), ResT)
+
+
+@pytest.mark.parametrize('out_indices', [(0, ), (0, 2), [1, 3], None])
+def test_only_what_is_used_is_built_and_all_of_it_has_gradients(out_indices):
+    arch = dict(
+        embed_dims=[8, 16, 16, 32], depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4],
+        sr_ratios=[8, 4, 2, 1])
+    given, before = (arch, out_indices), copy.deepcopy((arch, out_indices))
+    model = ResT(arch, out_indices=out_indices)
+    assert given == before
+    features = model(torch.randn(2, 3, 64, 64))
+    indices = range(4) if out_indices is None else out_indices
+    assert [x.shape[1] for x in features] == [arch['embed_dims'][i] for i in indices]
+    names = {name.split('.')[0] for name, _ in model.named_parameters()}
+    assert {n for n in names if n.startswith('norm')} == {f'norm{i + 1}' for i in indices}
+    assert f'stage{max(indices) + 1}' in names
+    assert f'stage{max(indices) + 2}' not in names
+    golden.loss(features).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None, name
+        if not name.endswith('transform_conv.bias'):  # softmax is blind to it
+            assert p.grad.any(), name
+
+
+def test_arch_dict_of_three_stages_computes_what_the_named_arch_does():
+    whole = dict(ResT.arch_zoo['lite'])
+    whole.pop('drop_path_rate')
+    arch = {key: list(values[:3]) for key, values in whole.items()}
+    model = ResT(arch, out_indices=None).eval()
+    named = ResT('lite', out_indices=(0, 1, 2)).eval()
+    named.load_state_dict(model.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    for got, want in zip(model(image), named(image)):
+        assert_close(got, want)
+    assert model.num_stages == 3
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2])
+def test_frozen_stages(frozen_stages):
+    model = tiny(frozen_stages=frozen_stages, drop_path_rate=0.5)
+    names = ['stem', 'stage1', 'norm1', 'patch_embed_2', 'stage2', 'norm2']
+    frozen = names[:[0, 1, 3, 6][frozen_stages + 1]]
+    assert model.train() is model
+    before = copy.deepcopy(model.state_dict())
+    sum(x.square().sum() for x in model(torch.randn(2, 3, 32, 32).requires_grad_())).backward()
+    for name, p in model.named_parameters():
+        assert p.requires_grad == (name.split('.')[0] not in frozen)
+        assert (p.grad is not None) == p.requires_grad
+    for name, module in model.named_children():
+        assert module.training == (name not in frozen)
+    for name, value in model.state_dict().items():
+        if 'running' in name:
+            assert value.equal(before[name]) == (name.split('.')[0] in frozen), name
+
+
+def test_norm_eval_keeps_statistics():
+    model = tiny(norm_eval=True).train()
+    before = copy.deepcopy(model.state_dict())
+    model(torch.randn(2, 3, 32, 32))
+    for name, value in model.state_dict().items():
+        assert_close(value, before[name], rtol=0, atol=0)
+    assert model.stem.training and not model.stem.norm1.training
+    assert model.eval() is model and not model.stem.training
+
+
+def test_drop_path_rises_linearly_over_the_blocks():
+    def rates(model):
+        return [m.drop_prob for m in model.modules() if isinstance(m, rest_module.DropPath)]
+
+    assert_close(rates(ResT('lite', drop_path_rate=0.7)), [i / 10 for i in range(8)])
+    assert rates(ResT('lite', out_indices=(1, ), drop_path_rate=0.7))[-1] == pytest.approx(0.3)
+    for arch, rate in dict(lite=0.1, small=0.1, base=0.2, large=0.3).items():
+        with torch.device('meta'):
+            assert ResT(arch).stage4[-1].drop_path.drop_prob == pytest.approx(rate)
+
+
+def test_with_cp_gives_the_same_gradients_by_checkpointing(monkeypatch):
+    calls = []
+    original = torch.utils.checkpoint.checkpoint
+
+    def spy(*args, **kwargs):
+        calls.append(args[0])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch.utils.checkpoint, 'checkpoint', spy)
+    image = torch.randn(2, 3, 40, 56, dtype=torch.double)
+    gradients = []
+    for with_cp in (False, True):
+        model = randomize(tiny(with_cp=with_cp, drop_path_rate=0.5)).double()
+        torch.manual_seed(3)
+        golden.loss(model(image)).backward()
+        gradients.append([p.grad for p in model.parameters()])
+        assert len(calls) == 3 * with_cp
+    for got, want in zip(*gradients):
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize('kwargs, error, words', [
+    (dict(arch='tiny'), ValueError, "arch='tiny'"),
+    (dict(arch=3), TypeError, 'arch=3'),
+    (dict(arch=dict(TINY, depths=(1, ))), ValueError, 'depths=(1,)'),
+    (dict(arch=dict(TINY, depths=(1, 0))), ValueError, 'depths=(1, 0)'),
+    (dict(arch=dict(TINY, depth=(1, 1))), ValueError, "'depth'"),
+    (dict(arch=dict(TINY, num_heads=(1, 3))), ValueError, 'num_heads=3'),
+    (dict(arch=dict(TINY, embed_dims=(7, 16))), ValueError, 'embed_dims=(7, 16)'),
+    (dict(in_channels=0), ValueError, 'in_channels=0'),
+    (dict(out_indices=(0, 4)), ValueError, 'out_indices=(0, 4)'),
+    (dict(out_indices=(1, 0)), ValueError, 'out_indices=(1, 0)'),
+    (dict(out_indices=()), ValueError, 'out_indices=()'),
+    (dict(out_indices=3), TypeError, 'out_indices=3'),
+    (dict(frozen_stages=5), ValueError, 'frozen_stages=5'),
+    (dict(frozen_stages='1'), TypeError, "frozen_stages='1'"),
+    (dict(drop_path_rate=1.0), ValueError, 'drop_path_rate=1.0'),
+])
+def test_bad_arguments_are_named(kwargs, error, words):
+    if isinstance(kwargs.get('arch'), dict):
+        kwargs = dict(kwargs, out_indices=None)
+    with pytest.raises(error) as raised:
+        ResT(**kwargs)
+    assert words in str(raised.value)
