@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .checkpoint import load_pretrained
 from .layers import EMSA, DropPath, PixelAttention, image_to_tokens, tokens_to_image
 
+
 class Stem(nn.Module):
     """Three 3x3 convolutions that shrink the image 4 times a side, then PA."""
 
@@ -251,7 +252,8 @@ class ResT(BaseModule):
         """One value per stage of each setting, and the default drop_path_rate."""
         if isinstance(arch, str):
             if arch not in cls.arch_zoo:
-                raise ValueError(f'arch={arch!r} must be one of {sorted(cls.arch_zoo)} or a dict')
+                raise ValueError(
+                    f'arch={arch!r} must be one of {sorted(cls.arch_zoo)} or a dict')
             return cls.arch_zoo[arch]
         if not isinstance(arch, dict):
             raise TypeError(f'arch={arch!r} must be a str or a dict')

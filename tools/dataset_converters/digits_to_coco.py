@@ -145,7 +145,7 @@ def _write(path: Path, image: np.ndarray) -> None:
 def convert(out: Path, seed: int, num_train: int, num_val: int, renders: int) -> None:
     """Write the data sets to ``out``, which appears only when all of it is there."""
     if out.exists():
-        raise FileExistsError(f'out={str(out)!r} exists; name a new folder or remove it')
+        raise SystemExit(f'out={str(out)!r} exists; name a new folder or remove it')
     partial = out.with_name(out.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)
     for offset, name, num_images, times in ((0, 'train', num_train, renders),

@@ -4,8 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmrest import EMSA
-from mmrest.models.layers import (DropPath, PixelAttention, image_to_tokens,
-                                  tokens_to_image)
+from mmrest.models.layers import DropPath, PixelAttention, image_to_tokens, tokens_to_image
 
 
 def published_emsa(m, x, hw):
@@ -39,7 +38,8 @@ def test_emsa_is_the_papers(num_heads, sr_ratio, hw):
         module.zero_grad()
         leaf = x.clone().requires_grad_()
         out = function(leaf, hw)
-        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        (out * weight).sum().backward()
         results.append([out, leaf.grad] + [p.grad for p in module.parameters()])
     for got, want in zip(*results):
         assert_close(got, want, rtol=1e-7, atol=1e-10)

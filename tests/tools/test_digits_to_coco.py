@@ -1,0 +1,113 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+
+SCRIPT = Path(__file__).parents[2] / 'tools/dataset_converters/digits_to_coco.py'
+
+
+def convert(*args):
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, args)],
+                          capture_output=True, text=True)
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    out = tmp_path_factory.mktemp('data') / 'digits'
+    done = convert(out, '--num-train', 40, '--num-val', 25, '--renders', 1, '--seed', 3)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize('split, count', [('train', 40), ('val', 25)])
+def test_detection_images_are_as_promised(digits, split, count):
+    coco = COCO(digits / 'annotations' / f'instances_{split}.json')
+    names = {c['id']: c['name'] for c in coco.cats.values()}
+    assert names == {d + 1: str(d) for d in range(10)}
+    assert len(coco.imgs) == len(list((digits / split).iterdir())) == count
+    for image_id, info in coco.imgs.items():
+        image = cv2.imread(str(digits / split / info['file_name']))
+        assert image.shape == (128, 128, 3)
+        annotations = coco.loadAnns(coco.getAnnIds(image_id))
+        assert 2 <= len(annotations) <= 4
+        covered = np.zeros((128, 128), int)
+        for a in annotations:
+            mask = coco.annToMask(a)
+            rows, cols = np.nonzero(mask)
+            x, y, w, h = a['bbox']
+            assert (x, y) == (cols.min(), rows.min())
+            assert (x + w, y + h) == (cols.max() + 1, rows.max() + 1)
+            assert 28 <= max(w, h) <= 64
+            assert a['area'] == mask.sum() == mask_utils.area(a['segmentation'])
+            covered[rows.min():rows.max() + 1, cols.min():cols.max() + 1] += 1
+            # Masks are the ink: its colour is another than that of what surrounds it.
+            inside = image[mask == 1].mean(0)
+            near, ring = (cv2.dilate(mask, np.ones((n, n))) for n in (5, 9))
+            around = image[(ring == 1) & (near == 0)]
+            assert np.linalg.norm(inside - around.mean(0)) > 60
+        assert covered.max() == 1
+
+
+def test_noise_is_smooth_with_std_25(digits):
+    """Away from clipping and ink, a corner of the background varies by about 25."""
+    stds, smooth = [], []
+    coco = COCO(digits / 'annotations/instances_train.json')
+    for image_id, info in coco.imgs.items():
+        image = cv2.imread(str(digits / 'train' / info['file_name'])).astype(float)
+        masks = [coco.annToMask(a) for a in coco.loadAnns(coco.getAnnIds(image_id))]
+        free = cv2.dilate(np.max(masks, 0), np.ones((9, 9))) == 0
+        for channel in image.transpose(2, 0, 1):
+            values = channel[free]
+            if 80 < values.mean() < 175:
+                stds.append(values.std())
+                steps = np.diff(channel, axis=1)[free[:, 1:] & free[:, :-1]]
+                smooth.append(steps.std() / values.std())
+    assert abs(np.mean(stds) - 25) < 2.5
+    assert np.mean(smooth) < 0.6  # white noise: 1.41
+
+
+def test_held_out_scans_are_in_no_training_image_of_any_seed(digits, tmp_path):
+    other = tmp_path / 'other'
+    assert convert(other, '--num-train', 1, '--num-val', 1, '--renders', 1).returncode == 0
+
+    def scans(folder, split):
+        return {path.name.split('_')[0] for path in (folder / 'cls' / split).glob('*/*.jpg')}
+
+    train, val = scans(digits, 'train'), scans(digits, 'val')
+    assert len(train) + len(val) == 1797 and not train & val
+    assert (scans(other, 'train'), scans(other, 'val')) == (train, val)
+
+
+def test_classification_folders_hold_their_digit(digits):
+    from sklearn.datasets import load_digits
+    labels = load_digits().target
+    for path in (digits / 'cls').glob('*/*/*.jpg'):
+        assert labels[int(path.name.split('_')[0])] == int(path.parent.name)
+    assert cv2.imread(str(path)).shape == (64, 64, 3)
+
+
+def test_a_seed_gives_the_same_data_again(digits, tmp_path):
+    def annotations(seed):
+        out = tmp_path / f'seed{seed}'
+        convert(out, '--num-train', 40, '--num-val', 25, '--renders', 1, '--seed', seed)
+        return json.loads((out / 'annotations/instances_val.json').read_text())
+
+    first = json.loads((digits / 'annotations/instances_val.json').read_text())
+    assert annotations(3) == first
+    assert annotations(4) != first
+
+
+def test_an_existing_folder_and_bad_numbers_are_refused(digits, tmp_path):
+    before = sorted(digits.rglob('*'))
+    done = convert(digits)
+    assert done.returncode and 'exists' in done.stderr.splitlines()[-1]
+    assert sorted(digits.rglob('*')) == before
+    done = convert(tmp_path / 'new', '--num-val', 0)
+    assert done.returncode and 'num_val=0 must be 1 or more' in done.stderr
+    assert not (tmp_path / 'new').exists()
