@@ -15,7 +15,7 @@ def read_version() -> str:
 setup(
     name='mmrest',
     version=read_version(),
-    description='The ResT vision backbone (V1 and V2) for OpenMMLab',
+    description='The ResT vision backbone for OpenMMLab',
     long_description=(here / 'README.md').read_text('utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
