@@ -6,9 +6,9 @@ _base_ = [
 custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)
 
 data_root = 'data/digits/'
-pretrained = 'work_dirs/rest_lite_digits/iter_500.pth'
+pretrained = 'work_dirs/rest_lite_digits/iter_1100.pth'
 batch_size = 8
-max_iters = 700
+max_iters = 800
 lr = 4e-4
 
 model = dict(
@@ -21,13 +21,14 @@ model = dict(
     neck=dict(in_channels=[64, 128, 256, 512], out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
+        bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=2)),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
-        mask_roi_extractor=dict(out_channels=64),
-        mask_head=dict(in_channels=64, conv_out_channels=64, num_classes=10)),
+        mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=2)),
+        mask_head=dict(
+            num_convs=2, in_channels=64, conv_out_channels=64, num_classes=10)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=250),
-        rcnn=dict(sampler=dict(num=64))),
+        rcnn=dict(sampler=dict(num=32))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=250)))
 
 # No flips: a mirrored digit is another thing.
@@ -76,7 +77,7 @@ val_evaluator = dict(
     metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=350)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=400)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -91,7 +92,7 @@ param_scheduler = [
 ]
 
 default_hooks = dict(
-    logger=dict(interval=25),
+    logger=dict(interval=50),
     checkpoint=dict(interval=100, by_epoch=False, max_keep_ckpts=2))
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)

@@ -44,7 +44,8 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.norm1(self.conv1(x)))
         x = self.act(self.norm2(self.conv2(x)))
-        return self.pos(self.conv3(x))
+        x = self.conv3(x).contiguous(memory_format=torch.channels_last)
+        return self.pos(x)
 
 
 class PatchEmbed(nn.Module):
@@ -231,7 +232,7 @@ class ResT(BaseModule):
                     tokens = block(tokens, hw)
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i + 1}')
-                outs.append(tokens_to_image(norm(tokens), hw))
+                outs.append(tokens_to_image(norm(tokens), hw).contiguous())
             if i < self.out_indices[-1]:
                 x = tokens_to_image(tokens, hw)
         return tuple(outs)

@@ -4,7 +4,8 @@ The 1797 scans (8x8 pixels) are enlarged and put on textured backgrounds:
 
     OUT/annotations/instances_{train,val}.json    COCO boxes and masks, class = digit
     OUT/{train,val}/*.jpg                         128 px, 2 to 4 digits of 28 to 64 px
-    OUT/cls/{train,val}/{0..9}/*.jpg              64 px, one digit: an ImageNet-style folder
+    OUT/cls/{train,val}/{0..9}/*.jpg              64 px, one digit of 40 to 60 px (a folder a
+                                                  class, as ImageNet has)
 
 Which scans are held out for validation is fixed: no training image of any seed holds a
 digit that a validation image of any seed shows.
@@ -21,7 +22,10 @@ from pycocotools import mask as mask_utils
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-DIGIT_SIZES = (29, 63)  # the longer side of a box; a pixel inside 28 to 64, for rounding
+# The longer side of a digit's box in pixels, drawn from within 28 to 64 (40 to 60) by one:
+# rendering rounds.
+DETECTION_SIZES = (29, 63)
+CLASSIFICATION_SIZES = (41, 59)
 NOISE_STD = 25
 NOISE_SIGMAS = (2, 6)  # of the Gaussian that smooths it, in pixels
 MIN_CONTRAST = 120  # least RGB distance of ink and background
@@ -51,10 +55,11 @@ class Split:
         width, height = (round(side * scale) for side in ink.shape[::-1])
         return cv2.resize(ink, (width, height), interpolation=cv2.INTER_AREA)
 
-    def scene(self, side: int, indices: List[int]) -> Tuple[np.ndarray, List[dict]]:
+    def scene(self, side: int, sizes: Tuple[int, int],
+              indices: List[int]) -> Tuple[np.ndarray, List[dict]]:
         """An image (side, side, 3) of these scans, and an instance for each."""
         while True:
-            placed = self._place(side, indices)
+            placed = self._place(side, sizes, indices)
             if placed is not None:
                 break
         rng = self.rng
@@ -74,11 +79,11 @@ class Split:
         image += noise * (NOISE_STD / noise.std())
         return image.clip(0, 255).round().astype(np.uint8), instances
 
-    def _place(self, side: int, indices: List[int]):
+    def _place(self, side: int, sizes: Tuple[int, int], indices: List[int]):
         """(index, glyph, x, y) of each scan, boxes disjoint; None if there was no room."""
         placed = []
         for index in indices:
-            glyph = self.glyph(index, self.rng.integers(*DIGIT_SIZES, endpoint=True))
+            glyph = self.glyph(index, self.rng.integers(*sizes, endpoint=True))
             height, width = glyph.shape
             if max(height, width) > side:
                 return None
@@ -105,7 +110,7 @@ def write_detection(out: Path, name: str, split: Split, num_images: int) -> None
     images, annotations = [], []
     for i in range(num_images):
         indices = split.rng.choice(split.indices, split.rng.integers(2, 5), replace=False)
-        image, instances = split.scene(128, indices)
+        image, instances = split.scene(128, DETECTION_SIZES, indices)
         file_name = f'{i:06d}.jpg'
         _write(out / name / file_name, image)
         images.append(dict(id=i + 1, file_name=file_name, width=128, height=128))
@@ -132,7 +137,7 @@ def write_classification(out: Path, name: str, split: Split, renders: int) -> No
         (out / 'cls' / name / str(digit)).mkdir(parents=True)
     for index in split.indices:
         for i in range(renders):
-            image, (instance, ) = split.scene(64, [index])
+            image, (instance, ) = split.scene(64, CLASSIFICATION_SIZES, [index])
             folder = out / 'cls' / name / str(instance['label'])
             _write(folder / f'{index:04d}_{i}.jpg', image)
 
@@ -164,7 +169,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--num-train', type=int, default=2000, help='detection images')
     parser.add_argument('--num-val', type=int, default=200, help='detection images')
     parser.add_argument(
-        '--renders', type=int, default=6,
+        '--renders', type=int, default=10,
         help='classification images of each training scan (one of each held out)')
     args = parser.parse_args()
     for name in ('seed', 'num_train', 'num_val', 'renders'):

@@ -1,10 +1,12 @@
-"""Between images (B, C, H, W) and tokens (B, N, C), N = H W, with safe strides.
+"""Between images (B, C, H, W) and tokens (B, N, C), N = H W.
 
-A bare ``permute`` leaves strides that other operators misread without a word:
-mmcv's RoIAlign takes any memory for contiguous (B, C, H, W), and PyTorch's BatchNorm
-on a CPU returns a wrong gradient at batch 1 when its input and the incoming gradient
-differ in layout. So both directions, and both their gradients, copy to contiguous
-memory.
+Inside the network an image is a view of its tokens, that is, in channels_last memory:
+no copies, and depth-wise convolutions are many times faster so on a CPU. Two operators
+misread other memory without a word, hence two rules. mmcv's RoIAlign takes any memory for
+contiguous (B, C, H, W): what leaves the network is. PyTorch's BatchNorm on a CPU returns
+a wrong gradient at batch 1 when its input or the incoming gradient is a transposed view
+with a stray stride for the batch, as ``x.transpose(1, 2).reshape(1, C, H, W)`` has: so both
+directions and both gradients go through ``view`` of contiguous tokens.
 """
 from typing import Tuple
 
@@ -12,23 +14,42 @@ import torch
 from torch import Tensor
 
 
-class _Transpose(torch.autograd.Function):
-    """(B, P, Q) -> (B, Q, P), result and gradient contiguous."""
+def _as_tokens(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).contiguous().view(x.shape[0], -1, x.shape[1])
+
+
+def _as_image(x: Tensor, hw: Tuple[int, int]) -> Tensor:
+    return x.contiguous().view(x.shape[0], *hw, x.shape[2]).permute(0, 3, 1, 2)
+
+
+class _ImageToTokens(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).contiguous()
+        ctx.hw = x.shape[-2:]
+        return _as_tokens(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        return grad.transpose(1, 2).contiguous()
+        return _as_image(grad, ctx.hw)
+
+
+class _TokensToImage(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x: Tensor, hw: Tuple[int, int]) -> Tensor:
+        return _as_image(x, hw)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tuple[Tensor, None]:
+        return _as_tokens(grad), None
 
 
 def image_to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H W, C), contiguous, as is its gradient."""
-    return _Transpose.apply(x.flatten(2))
+    """(B, C, H, W) -> (B, H W, C), contiguous; the gradient is channels_last."""
+    return _ImageToTokens.apply(x)
 
 
 def tokens_to_image(x: Tensor, hw: Tuple[int, int]) -> Tensor:
-    """(B, H W, C) -> (B, C, H, W), contiguous, as is its gradient."""
-    return _Transpose.apply(x).unflatten(2, hw)
+    """(B, H W, C) -> (B, C, H, W), channels_last; the gradient is contiguous."""
+    return _TokensToImage.apply(x, hw)

@@ -64,21 +64,32 @@ def test_pixel_attention_is_equation_8():
 
 
 @pytest.mark.parametrize('batch', [1, 3])
-def test_tokens_and_images_hold_the_same_values_in_contiguous_memory(batch):
-    odd = torch.randn(4, batch, 5, 3).permute(1, 3, 2, 0)  # (B, C, H, W), strides astray
-    image = odd.detach().requires_grad_()
+@pytest.mark.parametrize('strides', ['contiguous', 'channels_last', 'transposed'])
+def test_tokens_and_images_hold_the_same_values_in_safe_memory(batch, strides):
+    """Safe: strides as freshly allocated, the batch's too, also where it is 1."""
+    fresh = torch.randn(batch, 3, 5, 4)
+    image = fresh.contiguous(memory_format=torch.channels_last)
+    if strides == 'contiguous':
+        image = fresh
+    elif strides == 'transposed':  # stray stride for the batch where it is 1
+        image = fresh.flatten(2).transpose(1, 2).contiguous().transpose(1, 2)
+        image = image.reshape(fresh.shape)
+    image = image.detach().requires_grad_()
     tokens = image_to_tokens(image)
-    assert tokens.is_contiguous()
+    assert tokens.stride() == (60, 3, 1)
     assert_close(tokens[:, 7], image[:, :, 1, 3])  # token 7 of rows of 4 is (1, 3)
     back = tokens_to_image(tokens, (5, 4))
-    assert back.is_contiguous()
+    assert back.stride() == (60, 1, 12, 3)
     assert_close(back, image)
     seen = []
     back.register_hook(lambda g: seen.append(g))
     tokens.register_hook(lambda g: seen.append(g))
-    weight = torch.randn(batch, 5, 4, 3).permute(0, 3, 1, 2)
+    image.register_hook(lambda g: seen.append(g))
+    weight = torch.randn(batch, 5, 4, 3).permute(3, 1, 2, 0).flatten(1).t().reshape(
+        5, 4, batch, 3).permute(2, 3, 0, 1)
     (back * weight).sum().backward()
-    assert not seen[0].is_contiguous() and seen[1].is_contiguous()
+    assert seen[1].stride() == (60, 3, 1)
+    assert seen[2].stride() == (60, 1, 12, 3)
     assert_close(image.grad, weight)
 
 
