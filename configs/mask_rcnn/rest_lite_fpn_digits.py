@@ -11,6 +11,8 @@ batch_size = 8
 max_iters = 800
 lr = 4e-4
 
+# Boxes and masks are refined without regard to class: ten digits share what little
+# training there is.
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -22,13 +24,14 @@ model = dict(
     rpn_head=dict(in_channels=64, feat_channels=64),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=2)),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
+        bbox_head=dict(
+            in_channels=64, fc_out_channels=256, num_classes=10, reg_class_agnostic=True),
         mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=2)),
         mask_head=dict(
-            num_convs=2, in_channels=64, conv_out_channels=64, num_classes=10)),
+            in_channels=64, conv_out_channels=64, num_classes=10, class_agnostic=True)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=250),
-        rcnn=dict(sampler=dict(num=32))),
+        rcnn=dict(sampler=dict(num=40, pos_fraction=0.4))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=250)))
 
 # No flips: a mirrored digit is another thing.

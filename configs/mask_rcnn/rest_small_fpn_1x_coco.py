@@ -1,5 +1,5 @@
 _base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py', '../_base_/coco_multiscale.py',
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py', '../_base_/coco_instance_multiscale.py',
     '../_base_/adamw_1x.py', 'mmdet::_base_/default_runtime.py'
 ]
 custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)

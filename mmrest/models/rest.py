@@ -24,38 +24,38 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .checkpoint import load_pretrained
-from .layers import EMSA, DropPath, PixelAttention, image_to_tokens, tokens_to_image
+from .layers import (
+    EMSA,
+    DropPath,
+    GroupLinear,
+    LearnedPosition,
+    PixelAttention,
+    PVTStem,
+    ResNetStem,
+    Stem,
+    image_to_tokens,
+    tokens_to_image,
+)
 
-
-class Stem(nn.Module):
-    """Three 3x3 convolutions that shrink the image 4 times a side, then PA."""
-
-    def __init__(self, in_channels: int, embed_dims: int):
-        super().__init__()
-        hidden = embed_dims // 2
-        self.conv1 = nn.Conv2d(in_channels, hidden, 3, stride=2, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(hidden)
-        self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(hidden)
-        self.conv3 = nn.Conv2d(hidden, embed_dims, 3, stride=2, padding=1, bias=False)
-        self.act = nn.ReLU(inplace=True)
-        self.pos = PixelAttention(embed_dims)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.norm1(self.conv1(x)))
-        x = self.act(self.norm2(self.conv2(x)))
-        x = self.conv3(x).contiguous(memory_format=torch.channels_last)
-        return self.pos(x)
+STEMS = {'rest': Stem, 'resnet': ResNetStem, 'pvt': PVTStem}
+POSITIONS = {'pa': PixelAttention, 'gl': GroupLinear, 'le': LearnedPosition}
+# Arguments of EMSA; plain multi-head self-attention does not reduce either.
+ATTENTIONS = {
+    'emsa': dict(),
+    'emsa_no_norm': dict(normalize=False),
+    'emsa_plain': dict(mix_heads=False, normalize=False),
+    'msa': dict(mix_heads=False, normalize=False, sr_ratio=1),
+}
 
 
 class PatchEmbed(nn.Module):
-    """A 3x3 convolution that halves the image's sides, BatchNorm, then PA (figure 4)."""
+    """A 3x3 convolution that halves the image's sides, BatchNorm, position (figure 4)."""
 
-    def __init__(self, in_channels: int, embed_dims: int):
+    def __init__(self, in_channels: int, embed_dims: int, pos: nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, embed_dims, 3, stride=2, padding=1)
         self.norm = nn.BatchNorm2d(embed_dims)
-        self.pos = PixelAttention(embed_dims)
+        self.pos = pos
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pos(self.norm(self.conv(x)))
@@ -77,11 +77,10 @@ class FFN(nn.Module):
 class Block(nn.Module):
     """Efficient Transformer block, equation (5), on tokens (B, H W, C)."""
 
-    def __init__(self, embed_dims: int, num_heads: int, sr_ratio: int, mlp_ratio: float,
-                 drop_path: float):
+    def __init__(self, attn: EMSA, embed_dims: int, mlp_ratio: float, drop_path: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dims)
-        self.attn = EMSA(embed_dims, num_heads, sr_ratio)
+        self.attn = attn
         self.norm2 = nn.LayerNorm(embed_dims)
         self.mlp = FFN(embed_dims, int(embed_dims * mlp_ratio))
         self.drop_path = DropPath(drop_path)
@@ -118,6 +117,12 @@ class ResT(BaseModule):
             :func:`~mmrest.models.checkpoint.load_pretrained`.
             ``None`` leaves the published initialisation: truncated normal of std 0.02
             for convolutions and linear layers, biases 0, norms 1 and 0.
+        stem (str): 'rest', or of table 5 'resnet' or 'pvt' (sides of 4 pixels and more).
+        position (str): 'pa', or of table 7 'gl' or 'le', which fixes the image size.
+        attention (str): 'emsa', or of table 6 'emsa_no_norm' (without InstanceNorm),
+            'emsa_plain' (without the 1x1 convolution too) or 'msa' (nor a reduction).
+        img_size (int | tuple[int, int]): Height and width of every image where
+            ``position='le'``; the others take any size.
 
     Raises:
         TypeError, ValueError: An argument is not of the kind or in the range above.
@@ -148,7 +153,11 @@ class ResT(BaseModule):
                  norm_eval: bool = False,
                  drop_path_rate: Optional[float] = None,
                  with_cp: bool = False,
-                 init_cfg: Optional[Union[dict, List[dict]]] = None):
+                 init_cfg: Optional[Union[dict, List[dict]]] = None,
+                 stem: str = 'rest',
+                 position: str = 'pa',
+                 attention: str = 'emsa',
+                 img_size: Union[int, Tuple[int, int]] = 224):
         super().__init__(init_cfg)
         self.arch = arch if isinstance(arch, str) else 'custom'
         settings = self._arch_settings(arch)
@@ -166,21 +175,32 @@ class ResT(BaseModule):
             drop_path_rate = settings['drop_path_rate']
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate} must be in [0, 1)')
+        for name, value, allowed in (('stem', stem, STEMS), ('position', position, POSITIONS),
+                                     ('attention', attention, ATTENTIONS)):
+            if value not in allowed:
+                raise ValueError(f'{name}={value!r} must be one of {sorted(allowed)}')
+        self.img_size = None  # any
+        if position == 'le':
+            self.img_size = _check_img_size(img_size)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
 
         last_block = max(sum(depths) - 1, 1)
         drop_paths = (drop_path_rate * i / last_block for i in range(sum(depths)))
-        self.stem = Stem(in_channels, embed_dims[0])
         for i in range(self.out_indices[-1] + 1):
             dims = embed_dims[i]
-            if i > 0:
-                self.add_module(
-                    f'patch_embed_{i + 1}', PatchEmbed(embed_dims[i - 1], dims))
+            pos = self._position(position, stem, i, dims)
+            if i == 0:
+                self.stem = STEMS[stem](in_channels, dims, pos)
+            else:
+                embed = PatchEmbed(embed_dims[i - 1], dims, pos)
+                self.add_module(f'patch_embed_{i + 1}', embed)
+            emsa = dict(num_heads=settings['num_heads'][i], sr_ratio=settings['sr_ratios'][i])
+            emsa.update(ATTENTIONS[attention])
+            mlp_ratio = settings['mlp_ratios'][i]
             blocks = [
-                Block(dims, settings['num_heads'][i], settings['sr_ratios'][i],
-                      settings['mlp_ratios'][i], next(drop_paths))
+                Block(EMSA(dims, **emsa), dims, mlp_ratio, next(drop_paths))
                 for _ in range(depths[i])
             ]
             self.add_module(f'stage{i + 1}', nn.ModuleList(blocks))
@@ -215,9 +235,12 @@ class ResT(BaseModule):
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """(B, in_channels, H, W) -> one contiguous (B, C_i, H_i, W_i) per out_indices.
 
-        H_i is H halved, rounding up, 2 times for stage 0 and once more for each
-        further stage, likewise W_i.
+        H_i is H / 4 (stage 0) to H / 32 (stage 3), rounded up (``stem='pvt'`` rounds
+        its 4 down), likewise W_i.
         """
+        if self.img_size not in (None, x.shape[-2:]):
+            raise ValueError(f"position='le' takes images of img_size={self.img_size} alone, "
+                             f'not {tuple(x.shape[-2:])}')
         outs = []
         for i in range(self.out_indices[-1] + 1):
             embed = self.stem if i == 0 else getattr(self, f'patch_embed_{i + 1}')
@@ -279,6 +302,12 @@ class ResT(BaseModule):
                              'even number: the stem is half as wide')
         return dict(settings, drop_path_rate=0.)
 
+    def _position(self, kind: str, stem: str, stage: int, embed_dims: int) -> nn.Module:
+        if kind != 'le':
+            return POSITIONS[kind](embed_dims)
+        hw = [side // 4 if stem == 'pvt' else -(-side // 4) for side in self.img_size]
+        return LearnedPosition(embed_dims, tuple(-(-side // 2**stage) for side in hw))
+
     def _frozen_modules(self) -> List[nn.Module]:
         names = ['stem'] if self.frozen_stages >= 0 else []
         for i in range(1, self.frozen_stages + 1):
@@ -298,6 +327,13 @@ def _check_out_indices(out_indices: Optional[Sequence[int]],
         raise ValueError(f'out_indices={indices} must be increasing stage numbers from 0 '
                          f'to {num_stages - 1}')
     return indices
+
+
+def _check_img_size(img_size: Union[int, Tuple[int, int]]) -> Tuple[int, int]:
+    hw = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if len(hw) != 2 or not all(isinstance(side, int) and side > 0 for side in hw):
+        raise ValueError(f'img_size={img_size!r} must be an int from 1 up, or two of them')
+    return hw
 
 
 def _is_pretrained(init_cfg: dict) -> bool:

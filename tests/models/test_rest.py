@@ -316,3 +316,87 @@ def test_bad_arguments_are_named(kwargs, error, words):
     with pytest.raises(error) as raised:
         ResT(**kwargs)
     assert words in str(raised.value)
+
+
+# The ablations of tables 5, 6 and 7, each held against its definition
+
+
+def test_resnet_and_pvt_stems_are_theirs():
+    image = torch.randn(2, 3, 37, 50, dtype=torch.double)
+    stem = randomize(tiny(stem='resnet')).double().eval().stem
+    want = nn.functional.conv2d(image, stem.conv.weight, stride=2, padding=3)
+    want = nn.functional.max_pool2d(stem.norm(want).relu(), 3, 2, 1)
+    assert_close(stem(image), want * stem.pos.pa_conv(want).sigmoid())
+    stem = randomize(tiny(stem='pvt')).double().eval().stem
+    patches = image[:, :, :36, :48].reshape(2, 3, 9, 4, 12, 4)
+    want = torch.einsum('bcyixj,ocij->boyx', patches, stem.conv.weight)
+    want = want + stem.conv.bias[:, None, None]
+    assert_close(stem(image), want * stem.pos.pa_conv(want).sigmoid())
+
+
+@pytest.mark.parametrize('hw', [(3, 40), (40, 3)])
+def test_pvt_stem_refuses_small_images(hw):
+    with pytest.raises(ValueError, match=rf"stem='pvt' .* not \({hw[0]}, {hw[1]}\)"):
+        tiny(stem='pvt').eval()(torch.zeros(1, 3, *hw))
+
+
+def test_positions_are_equations_6_to_8():
+    image = torch.randn(1, 3, 40, 56, dtype=torch.double)
+    for kind in ('pa', 'gl', 'le'):
+        model = randomize(tiny(position=kind, img_size=(40, 56))).double().eval()
+        for embed in (model.stem, model.patch_embed_2):
+            pos, seen = embed.pos, []
+            handle = pos.register_forward_hook(
+                lambda m, x, y, seen=seen: seen.append((x[0], y)))
+            model(image)
+            handle.remove()
+            (x, y), = seen
+            if kind == 'pa':
+                want = x / (1 + torch.exp(-pos.pa_conv(x)))
+            elif kind == 'gl':
+                want = x + pos.gl_conv(x)
+            else:
+                want = x + pos.theta
+            assert_close(y, want)
+
+
+@pytest.mark.parametrize('stem', ['rest', 'resnet', 'pvt'])
+def test_learned_position_takes_its_image_size_alone(stem):
+    model = tiny(position='le', img_size=(45, 66), stem=stem)
+    model(torch.randn(2, 3, 45, 66))
+    with pytest.raises(ValueError, match=r'img_size=\(45, 66\) alone, not \(45, 67\)'):
+        model(torch.zeros(1, 3, 45, 67))
+    assert tiny(position='le').stem.pos.theta.shape == (1, 8, 56, 56)
+
+
+@pytest.mark.parametrize('attention', ['emsa', 'emsa_no_norm', 'emsa_plain', 'msa'])
+def test_attentions_leave_out_what_they_say(attention):
+    model = randomize(tiny(attention=attention)).double()
+    module = model.stage2[0].attn
+    tokens = torch.randn(2, 35, 16, dtype=torch.double)
+    q = module.q(tokens).view(2, 35, 2, 8).transpose(1, 2)
+    k, v = (t.view(2, 35, 2, 8).transpose(1, 2) for t in module.kv(tokens).split(16, -1))
+    attn = q @ k.transpose(-2, -1) / 8**0.5
+    if attention in ('emsa', 'emsa_no_norm'):
+        attn = module.transform_conv(attn)
+    else:
+        assert not hasattr(module, 'transform_conv')
+    attn = attn.softmax(-1)
+    if attention == 'emsa':
+        attn = nn.functional.instance_norm(attn)
+    want = module.proj((attn @ v).transpose(1, 2).reshape(2, 35, 16))
+    assert_close(module(tokens, (5, 7)), want)
+    assert hasattr(model.stage1[0].attn, 'sr') == (attention != 'msa')
+
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(stem='vit'), "stem='vit' must be one of ['pvt', 'resnet', 'rest']"),
+    (dict(position='ape'), "position='ape' must be one of ['gl', 'le', 'pa']"),
+    (dict(attention='mha'), "attention='mha' must be one of"),
+    (dict(position='le', img_size=0), 'img_size=0'),
+    (dict(position='le', img_size=(224, )), 'img_size=(224,)'),
+])
+def test_bad_ablations_are_named(kwargs, words):
+    with pytest.raises(ValueError) as raised:
+        tiny(**kwargs)
+    assert words in str(raised.value)

@@ -11,7 +11,7 @@ class EMSA(nn.Module):
 
     Keys and values come from an image that a depth-wise convolution has shrunk
     ``sr_ratio`` times a side. With more than one head a 1x1 convolution mixes the
-    heads' scores and the attention map is instance-normalised; with one head, both
+    heads' scores and the attention map is instance-normalised; with one head both
     are left out, as in the published code.
 
     Args:
@@ -19,12 +19,19 @@ class EMSA(nn.Module):
         num_heads (int): Heads h.
         sr_ratio (int): Stride s of the reduction, whose kernel is s + 1 and padding
             s // 2 (so that an odd s needs sides of 2 or more); 1 leaves it out.
+        mix_heads (bool): Have the 1x1 convolution over heads (table 6 leaves it out).
+        normalize (bool): Have the instance normalisation (likewise).
 
     Raises:
         ValueError: If ``embed_dims`` is no multiple of ``num_heads``.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int, sr_ratio: int = 1):
+    def __init__(self,
+                 embed_dims: int,
+                 num_heads: int,
+                 sr_ratio: int = 1,
+                 mix_heads: bool = True,
+                 normalize: bool = True):
         super().__init__()
         if embed_dims % num_heads:
             raise ValueError(
@@ -43,7 +50,9 @@ class EMSA(nn.Module):
                 padding=sr_ratio // 2,
                 groups=embed_dims)
             self.sr_norm = nn.LayerNorm(embed_dims)
-        if num_heads > 1:
+        self.normalize = normalize and num_heads > 1
+        self.mix_heads = mix_heads and num_heads > 1
+        if self.mix_heads:
             self.transform_conv = nn.Conv2d(num_heads, num_heads, kernel_size=1)
 
     def forward(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
@@ -56,9 +65,8 @@ class EMSA(nn.Module):
             x = self.sr_norm(x)
         kv = self.kv(x).view(B, -1, 2, h, C // h)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
-        if h > 1:
+        mix = bias = None
+        if self.mix_heads:
             mix, bias = self.transform_conv.weight.view(h, h), self.transform_conv.bias
-            out = emsa_attention(q, k, v, mix, bias)  # (B, h, N, d)
-        else:
-            out = emsa_attention(q, k, v, normalize=False)
+        out = emsa_attention(q, k, v, mix, bias, normalize=self.normalize)  # (B, h, N, d)
         return self.proj(out.transpose(1, 2).reshape(B, N, C))

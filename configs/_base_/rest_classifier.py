@@ -1,0 +1,10 @@
+# ResT as a classifier (section 3.5): average pool, then one linear layer.
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='ResT', arch='small', out_indices=(3, )),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=1000,
+        in_channels=512,
+        loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))

@@ -1,0 +1,3 @@
+_base_ = './rest_small_8xb256_in1k.py'
+
+model = dict(backbone=dict(arch='base'), head=dict(in_channels=768))

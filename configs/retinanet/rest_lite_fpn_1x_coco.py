@@ -1,0 +1,3 @@
+_base_ = './rest_small_fpn_1x_coco.py'
+
+model = dict(backbone=dict(arch='lite'))
