@@ -1,9 +1,52 @@
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.develop import develop
 
-here = Path(__file__).parent
+here = Path(__file__).resolve().parent
+# What mim and mmengine look for in mmrest/.mim.
+MIM = ('configs', 'tools', 'model-index.yml')
+
+
+def link_mim() -> None:
+    """For editable installs: mmrest/.mim leads to the files in the checkout."""
+    folder = here / 'mmrest/.mim'
+    folder.mkdir(exist_ok=True)
+    for name in MIM:
+        link = folder / name
+        if link.is_symlink():
+            link.unlink()
+        link.symlink_to(Path('../..') / name)
+
+
+class BuildPyWithMim(build_py):
+    """Puts .mim into wheels, and links it for today's editable installs (PEP 660)."""
+
+    def run(self):
+        super().run()
+        if getattr(self, 'editable_mode', False):
+            link_mim()
+            return
+        for name in MIM:
+            target = Path(self.build_lib, 'mmrest/.mim', name)
+            if (here / name).is_dir():
+                shutil.copytree(
+                    here / name, target, dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(here / name, target)
+
+
+class DevelopWithMim(develop):
+    """Links .mim for editable installs of older tools."""
+
+    def run(self):
+        link_mim()
+        super().run()
 
 
 def read_version() -> str:
@@ -20,7 +63,6 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmrest', 'mmrest.*']),
-    include_package_data=True,
     python_requires='>=3.8',
     install_requires=['torch'],
     extras_require={
@@ -53,5 +95,6 @@ setup(
         'Programming Language :: Python :: 3',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
+    cmdclass=dict(build_py=BuildPyWithMim, develop=DevelopWithMim),
     zip_safe=False,
 )

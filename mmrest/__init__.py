@@ -9,5 +9,8 @@ except ImportError as error:
 
 from .models import EMSA, ResT
 from .version import __version__
+from .zoo import register
+
+register()
 
 __all__ = ['EMSA', 'ResT', '__version__']

@@ -8,7 +8,7 @@ custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)
 data_root = 'data/digits/'
 pretrained = 'work_dirs/rest_lite_digits/iter_1100.pth'
 batch_size = 8
-max_iters = 800
+max_iters = 850
 lr = 4e-4
 
 # Boxes and masks are refined without regard to class: ten digits share what little
@@ -28,10 +28,14 @@ model = dict(
             in_channels=64, fc_out_channels=256, num_classes=10, reg_class_agnostic=True),
         mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=2)),
         mask_head=dict(
-            in_channels=64, conv_out_channels=64, num_classes=10, class_agnostic=True)),
+            num_convs=2,
+            in_channels=64,
+            conv_out_channels=64,
+            num_classes=10,
+            class_agnostic=True)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=250),
-        rcnn=dict(sampler=dict(num=40, pos_fraction=0.4))),
+        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=250)))
 
 # No flips: a mirrored digit is another thing.
@@ -80,7 +84,7 @@ val_evaluator = dict(
     metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=400)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=425)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(

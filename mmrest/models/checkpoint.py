@@ -9,6 +9,7 @@ from typing import Any, Dict, Optional, Union
 import torch
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 
@@ -198,6 +199,34 @@ def load_pretrained(model: nn.Module,
         f'{checkpoint}; missing (left at their initial value): '
         f'{", ".join(missing) or "none"}; not used: {", ".join(unused) or "none"}',
         logger='current')
+
+
+@WEIGHT_INITIALIZERS.register_module('ResTHead')
+class ResTHeadInit:
+    """The linear layer of a published classifier, for mmpretrain's ``LinearClsHead``.
+
+    ``head=dict(type='LinearClsHead', init_cfg=dict(type='ResTHead', checkpoint=...))``
+
+    Args:
+        checkpoint (str | Path): See :func:`read_state_dict`.
+
+    Raises:
+        ValueError: When applied: the file has no head, or one of another size.
+    """
+
+    def __init__(self, checkpoint: Union[str, Path]):
+        self.checkpoint = checkpoint
+
+    def __call__(self, module: nn.Module) -> None:
+        state = read_state_dict(self.checkpoint)
+        head = {kind: state.get(f'head.{kind}') for kind in ('weight', 'bias')}
+        shapes = [None if value is None else tuple(value.shape) for value in head.values()]
+        wanted = [tuple(module.fc.weight.shape), tuple(module.fc.bias.shape)]
+        if shapes != wanted:
+            raise ValueError(f'checkpoint={str(self.checkpoint)!r} has head.weight and '
+                             f'head.bias of shapes {shapes}; this head needs {wanted}')
+        module.fc.load_state_dict(head)
+        print_log(f'classification head: loaded from {self.checkpoint}', 'current')
 
 
 def _few(names) -> str:

@@ -9,6 +9,7 @@ import numpy.testing
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.registry import WEIGHT_INITIALIZERS
 
 from mmrest import ResT
 from mmrest.models.checkpoint import UnsafeCheckpointError
@@ -141,6 +142,25 @@ def test_other_init_cfg_entries_are_applied_before(tmp_path):
 def test_a_random_start_is_said(log):
     ResT('lite').init_weights()
     assert "ResT(arch='lite') starts from random weights" in log.getvalue()
+
+
+class Head(torch.nn.Module):
+    """As mmpretrain's LinearClsHead: one linear layer named fc."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.fc = torch.nn.Linear(512, classes)
+
+
+def test_head_of_a_published_classifier(tmp_path):
+    path = published(tmp_path / 'rest_lite.pth')
+    head = Head(1000).double()
+    WEIGHT_INITIALIZERS.build(dict(type='ResTHead', checkpoint=str(path)))(head)
+    weights = classification_weights()
+    torch.testing.assert_close(head.fc.weight, weights['head.weight'], rtol=0, atol=0)
+    torch.testing.assert_close(head.fc.bias, weights['head.bias'], rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r'\(1000, 512\).*\(10, 512\)'):
+        WEIGHT_INITIALIZERS.build(dict(type='ResTHead', checkpoint=str(path)))(Head(10))
 
 
 # Wrong files

@@ -48,7 +48,7 @@ class Split:
         """Ink of a scan in [0, 1]; what is above 0.5 is ``size`` long."""
         scan = np.pad(self.scans[index], 1)
         large = cv2.resize(scan, (160, 160), interpolation=cv2.INTER_CUBIC)
-        ink = ((large - 0.3) / 0.4).clip(0, 1)  # soft edges, centred on 0.5
+        ink = ((large - 0.1) / 0.4).clip(0, 1)  # bold, with soft edges
         scale = size / max(np.ptp(side) + 1 for side in np.nonzero(ink > 0.5))
         rows, cols = np.nonzero(ink)
         ink = ink[rows.min():rows.max() + 1, cols.min():cols.max() + 1]

@@ -1,0 +1,170 @@
+"""Every config: its values at full size, a training step and a prediction on small images."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from torch.testing import assert_close
+
+from .. import golden
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+WIDTHS = dict(lite=512, small=512, base=768, large=768)
+ALL = sorted(
+    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
+    if '_base_' not in path.parts)
+
+
+def build(name):
+    cfg = Config.fromfile(CONFIGS / name)
+    package = __import__(f'{cfg.default_scope}.utils', fromlist=['register_all_modules'])
+    package.register_all_modules(init_default_scope=False)
+    init_default_scope(cfg.default_scope)
+    cfg.model.backbone.pop('init_cfg', None)
+    if cfg.default_scope == 'mmpretrain' and cfg.get('data_preprocessor'):
+        cfg.model.data_preprocessor = cfg.data_preprocessor
+    # SyncBN refuses a CPU.
+    text = cfg.model.to_dict()
+    return cfg, MODELS.build(_without_sync_bn(text))
+
+
+def _without_sync_bn(node):
+    if isinstance(node, dict):
+        return {k: 'BN' if v == 'SyncBN' else _without_sync_bn(v) for k, v in node.items()}
+    return [_without_sync_bn(v) for v in node] if isinstance(node, (list, tuple)) else node
+
+
+def batch(cfg, size):
+    """Two random images with a label, boxes and masks, or a segmentation map."""
+    image = torch.randint(0, 255, (3, size, size), dtype=torch.uint8)
+    scope = cfg.default_scope
+    if scope == 'mmpretrain':
+        from mmpretrain.structures import DataSample
+        return dict(inputs=torch.stack([image, image]),
+                    data_samples=[DataSample().set_gt_label(i) for i in (1, 2)])
+    if scope == 'mmseg':
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+        meta = dict(img_shape=(size, size), ori_shape=(size, size))
+        sample = SegDataSample(
+            metainfo=meta, gt_sem_seg=PixelData(data=torch.randint(0, 9, (1, size, size))))
+        return dict(inputs=[image, image], data_samples=[sample, sample.clone()])
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
+    meta = dict(img_shape=(size, size), ori_shape=(size, size), scale_factor=(1., 1.), img_id=0)
+    masks = np.zeros((1, size, size), np.uint8)
+    masks[0, 10:50, 20:60] = 1
+    sample = DetDataSample(
+        metainfo=meta,
+        gt_instances=InstanceData(
+            bboxes=torch.tensor([[20., 10., 60., 50.]]), labels=torch.tensor([3]),
+            masks=BitmapMasks(masks, size, size)))
+    return dict(inputs=[image, image], data_samples=[sample, sample.clone()])
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_a_training_step_and_a_prediction(name):
+    torch.manual_seed(0)
+    cfg, model = build(name)
+    size = 224 if 'position-le' in name else 64
+    model.train()
+    wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, 'type': 'OptimWrapper'})
+    before = {k: p.detach().clone() for k, p in model.backbone.named_parameters()}
+    losses = model.train_step(batch(cfg, size), wrapper)
+    assert all(torch.isfinite(v).all() for v in losses.values()), losses
+    for key, p in model.backbone.named_parameters():
+        assert p.grad is not None and torch.isfinite(p.grad).all(), key
+        if 'transform_conv.bias' not in key:  # its gradient is zero: softmax is blind to it
+            assert p.grad.any(), key
+    moved = [k for k, p in model.backbone.named_parameters() if not p.equal(before[k])]
+    assert len(moved) > 0.9 * len(before)
+    model.eval()
+    predictions = model.test_step(batch(cfg, size))
+    assert len(predictions) == 2
+
+
+@pytest.mark.parametrize('kind', ['retinanet', 'mask_rcnn'])
+@pytest.mark.parametrize('arch', ['lite', 'small', 'base', 'large'])
+def test_detectors_follow_the_paper(kind, arch):
+    cfg = Config.fromfile(CONFIGS / f'{kind}/rest_{arch}_fpn_1x_coco.py')
+    rate = 0.1 if arch in ('lite', 'small') else 0.2
+    assert (cfg.model.backbone.arch, cfg.model.backbone.drop_path_rate) == (arch, rate)
+    resize = next(t for t in cfg.train_dataloader.dataset.pipeline
+                  if t.type == 'RandomChoiceResize')
+    assert sorted(resize.scales)[0] == (1333, 480) and sorted(resize.scales)[-1] == (1333, 800)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
+    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0.)
+    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (2, 16)
+    assert cfg.train_cfg.max_epochs == 12
+    assert cfg.param_scheduler[1].milestones == [8, 11]
+
+
+@pytest.mark.parametrize('name, millions', [
+    ('retinanet/rest_small', 23.400), ('retinanet/rest_base', 40.496),
+    ('mask_rcnn/rest_small', 33.3), ('mask_rcnn/rest_base', 49.8)])
+def test_detectors_parameters_are_those_reported_by_the_paper(name, millions):
+    _, model = build(f'{name}_fpn_1x_coco.py')
+    rel = 1e-4 if 'retinanet' in name else 0.01
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=rel)
+
+
+@pytest.mark.parametrize('arch', ['lite', 'small', 'base', 'large'])
+def test_classifiers_follow_the_paper(arch):
+    cfg = Config.fromfile(CONFIGS / f'classification/rest_{arch}_8xb256_in1k.py')
+    assert cfg.model.backbone.arch == arch and 'drop_path_rate' not in cfg.model.backbone
+    assert cfg.model.head.in_channels == WIDTHS[arch]
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 5e-4, 0.05)
+    assert cfg.optim_wrapper.clip_grad.max_norm == 5
+    assert cfg.train_cfg.max_epochs == 300 and cfg.param_scheduler[0].end == 5
+    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (256, 2048)
+    kinds = [t.type for t in cfg.train_dataloader.dataset.pipeline]
+    assert 'RandAugment' in kinds and 'RandomErasing' in kinds
+    assert {a.type for a in cfg.model.train_cfg.augments} == {'Mixup', 'CutMix'}
+    _, resize, crop, _ = cfg.test_dataloader.dataset.pipeline
+    assert (resize.scale, resize.edge, crop.crop_size) == (256, 'short', 224)
+
+
+def test_ablations_differ_in_what_they_name_alone():
+    folder = CONFIGS / 'classification/ablations'
+    base = Config.fromfile(folder / 'rest_lite_8xb256_100e_in1k.py')
+    optimizer = base.optim_wrapper.optimizer
+    assert optimizer == dict(type='SGD', lr=0.1 * 2048 / 512, momentum=0.9, weight_decay=1e-4)
+    assert base.train_cfg.max_epochs == 100
+    assert base.param_scheduler[0].end == 5
+    assert base.param_scheduler[1].milestones == [30, 60, 90]
+    kinds = [t.type for t in base.train_dataloader.dataset.pipeline]
+    assert kinds == ['LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip', 'PackInputs']
+    options = []
+    for path in sorted(folder.glob('rest_lite_*_8xb256*.py')):
+        cfg = Config.fromfile(path)
+        backbone = cfg.model.pop('backbone')
+        changed = {k: v for k, v in backbone.items() if base.model.backbone.get(k) != v}
+        options.append(changed)
+        assert cfg.model == {k: v for k, v in base.model.items() if k != 'backbone'}
+        assert cfg.optim_wrapper == base.optim_wrapper
+    assert options == [
+        dict(attention='emsa_no_norm'), dict(attention='emsa_plain'), dict(attention='msa'),
+        dict(position='gl'), dict(position='le', img_size=224), dict(stem='pvt'),
+        dict(stem='resnet')
+    ]
+
+
+def test_logits_are_the_published_classifiers(tmp_path):
+    """Head and backbone both from a file as the authors release it."""
+    gold = np.load(golden.DATA / 'rest_lite_2x3x224x224_7.npz')
+    path = tmp_path / 'rest_lite.pth'
+    torch.save({'model': golden.draw_weights('lite')}, path)
+    cfg = Config.fromfile(CONFIGS / 'classification/rest_lite_8xb256_in1k.py')
+    init_default_scope('mmpretrain')
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    cfg.model.head.init_cfg = dict(type='ResTHead', checkpoint=str(path))
+    model = MODELS.build(cfg.model).double()
+    model.init_weights()
+    logits = model.eval()(golden.draw_image(gold))
+    assert_close(logits, torch.from_numpy(gold['logits']), rtol=1e-9, atol=1e-9)
