@@ -6,10 +6,10 @@ _base_ = [
 custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)
 
 data_root = 'data/digits/'
-pretrained = 'work_dirs/rest_lite_digits/iter_1100.pth'
+pretrained = 'work_dirs/rest_lite_digits/iter_1200.pth'
 batch_size = 8
 max_iters = 850
-lr = 4e-4
+lr = 1e-3
 
 # Boxes and masks are refined without regard to class: ten digits share what little
 # training there is.
@@ -91,7 +91,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=lr, weight_decay=0.05),
     paramwise_cfg=dict(
-        norm_decay_mult=0., custom_keys=dict(backbone=dict(lr_mult=0.5))))
+        norm_decay_mult=0., custom_keys=dict(backbone=dict(lr_mult=0.2))))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=50),
     dict(

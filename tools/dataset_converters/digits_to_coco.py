@@ -27,8 +27,8 @@ from sklearn.model_selection import train_test_split
 DETECTION_SIZES = (29, 63)
 CLASSIFICATION_SIZES = (41, 59)
 NOISE_STD = 25
-NOISE_SIGMAS = (2, 6)  # of the Gaussian that smooths it, in pixels
-MIN_CONTRAST = 120  # least RGB distance of ink and background
+NOISE_SIGMAS = (3, 8)  # of the Gaussian that smooths it, in pixels
+MIN_CONTRAST = 180  # least RGB distance of ink and background
 MAX_TRIES = 100
 
 
@@ -48,7 +48,7 @@ class Split:
         """Ink of a scan in [0, 1]; what is above 0.5 is ``size`` long."""
         scan = np.pad(self.scans[index], 1)
         large = cv2.resize(scan, (160, 160), interpolation=cv2.INTER_CUBIC)
-        ink = ((large - 0.1) / 0.4).clip(0, 1)  # bold, with soft edges
+        ink = ((large - 0.15) / 0.4).clip(0, 1)  # bold, with soft edges
         scale = size / max(np.ptp(side) + 1 for side in np.nonzero(ink > 0.5))
         rows, cols = np.nonzero(ink)
         ink = ink[rows.min():rows.max() + 1, cols.min():cols.max() + 1]
