@@ -4,6 +4,7 @@ Runs the commands that a user would type, one after the other, and shows what ca
 What is finished stays: called again, after whatever interruption, it goes on from there.
 """
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -200,8 +201,8 @@ def draw_pictures(folder: Path, predictions: Path) -> List[Path]:
 
 
 def main() -> None:
-    import os
     os.chdir(ROOT)
+    sys.stdout.reconfigure(line_buffering=True)
     DEMO.mkdir(parents=True, exist_ok=True)
     usage = Usage()
     data = Path('data/digits')

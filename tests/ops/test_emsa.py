@@ -48,3 +48,12 @@ def test_without_mixing_and_norm_it_is_attention():
     q, k, v, _, _ = draw(2, 2, 9, 5, 4)
     want = (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
     assert_close(emsa_attention(q, k, v, normalize=False, scale=0.3), want)
+
+
+def test_statistics_of_bfloat16_inputs_are_taken_in_float32():
+    inputs = [x.detach() for x in draw(1, 2, 63, 49, 16)]
+    low = [x.bfloat16() for x in inputs]
+    got, want = emsa_attention(*low), published(*(x.double() for x in low))
+    assert got.dtype == torch.bfloat16
+    error = (got.double() - want).square().mean().sqrt() / want.square().mean().sqrt()
+    assert error < 0.02

@@ -41,10 +41,12 @@ def emsa_attention(
     scores = scale * (q @ k.transpose(-2, -1))  # (B, h, N, M)
     if mix is not None:
         scores = F.conv2d(scores, mix[:, :, None, None], bias)  # (B, h, N, M)
-    attn = scores.softmax(dim=-1)
+    # The variance is about 1e-6: no place for fewer bits than float32.
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    attn = scores.softmax(dim=-1, dtype=dtype)
     if normalize:
         # Rows sum to one, so the mean over N x M is 1 / M.
         attn = attn - 1 / attn.shape[-1]
         var = attn.square().mean(dim=(-2, -1), keepdim=True)  # (B, h, 1, 1)
         attn = attn * torch.rsqrt(var + eps)
-    return attn @ v
+    return attn.to(v.dtype) @ v
