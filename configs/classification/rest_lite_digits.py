@@ -4,7 +4,7 @@ custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)
 
 data_root = 'data/digits/cls/'
 batch_size = 32
-max_iters = 1200
+max_iters = 1100
 lr = 3e-4  # the peak, reached slowly: at once, it keeps ResT at chance for long
 
 model = dict(
@@ -49,7 +49,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1, ))
 test_evaluator = val_evaluator
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=240)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=275)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(

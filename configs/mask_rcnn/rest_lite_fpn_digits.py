@@ -6,9 +6,9 @@ _base_ = [
 custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)
 
 data_root = 'data/digits/'
-pretrained = 'work_dirs/rest_lite_digits/iter_1200.pth'
+pretrained = 'work_dirs/rest_lite_digits/iter_1100.pth'
 batch_size = 8
-max_iters = 850
+max_iters = 900
 lr = 1e-3
 
 # Boxes and masks are refined without regard to class: ten digits share what little
@@ -32,7 +32,8 @@ model = dict(
             in_channels=64,
             conv_out_channels=64,
             num_classes=10,
-            class_agnostic=True)),
+            class_agnostic=True,
+            loss_mask=dict(loss_weight=2.0))),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=250),
         rcnn=dict(sampler=dict(num=32, pos_fraction=0.5))),
@@ -84,7 +85,7 @@ val_evaluator = dict(
     metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=425)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=450)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
