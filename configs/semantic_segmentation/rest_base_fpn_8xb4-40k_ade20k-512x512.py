@@ -1,4 +1,0 @@
-_base_ = './rest_small_fpn_8xb4-40k_ade20k-512x512.py'
-
-model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.2), neck=dict(in_channels=[96, 192, 384, 768]))

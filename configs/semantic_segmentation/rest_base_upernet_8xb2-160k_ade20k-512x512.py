@@ -1,6 +1,0 @@
-_base_ = './rest_small_upernet_8xb2-160k_ade20k-512x512.py'
-
-model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.2),
-    decode_head=dict(in_channels=[96, 192, 384, 768]),
-    auxiliary_head=dict(in_channels=384))
