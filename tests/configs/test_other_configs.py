@@ -30,7 +30,6 @@ DETECTORS = [
     ('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', dict(in_channels=THREE), (1, 2, 3)),
     ('mmdet::detr/detr_r50_8xb2-150e_coco.py', dict(in_channels=[128]), (3, )),
     ('mmdet::solo/solo_r50_fpn_1x_coco.py', PYRAMID, (0, 1, 2, 3)),
-    ('mmdet::queryinst/queryinst_r50_fpn_1x_coco.py', PYRAMID, (0, 1, 2, 3)),
 ]
 
 

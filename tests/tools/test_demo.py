@@ -36,12 +36,12 @@ def project(tmp_path):
     (tmp_path / 'tiny.py').write_text(f'''
 _base_ = '{ROOT}/configs/classification/rest_lite_digits.py'
 max_iters = 8
-arch = dict(embed_dims=[8], depths=[1], num_heads=[1], sr_ratios=[8])
+arch = dict(_delete_=True, embed_dims=[8], depths=[1], num_heads=[1], sr_ratios=[8])
 model = dict(backbone=dict(arch=arch, out_indices=(0, )), head=dict(in_channels=8))
 train_cfg = dict(max_iters=max_iters, val_interval=8)
 param_scheduler = dict(_delete_=True, type='ConstantLR', factor=1., by_epoch=False)
 train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
-val_dataloader = dict(num_workers=0)
+val_dataloader = dict(num_workers=0, persistent_workers=False)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2, max_keep_ckpts=3))
 custom_hooks = [dict(type='SlowHook')]
 custom_imports = dict(imports=['mmrest', 'slow'], allow_failed_imports=False)
@@ -70,7 +70,8 @@ def test_a_killed_demo_goes_on_from_the_last_whole_checkpoint(project):
     work = project / 'work_dirs/tiny'
     process = start(project)
     deadline = time.monotonic() + 120
-    while not (work / 'iter_4.pth').exists() and time.monotonic() < deadline:
+    while not (work / 'iter_4.pth').exists() and process.poll() is None:
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -16,6 +16,7 @@ STOCK = Path(mmdet.__file__).parent / '.mim/tools'
 SMALL = [
     '--cfg-options', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1',
     'train_dataloader.dataset.pipeline.2.scales=[(128,96)]',
+    'model.test_cfg.rcnn.score_thr=0.',  # an untrained model is sure of nothing
     'val_dataloader.dataset.pipeline.1.scale=(128,96)',
     'test_dataloader.dataset.pipeline.1.scale=(128,96)'
 ] + [
