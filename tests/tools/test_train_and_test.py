@@ -9,6 +9,7 @@ import cv2
 import mmdet
 import numpy as np
 import pytest
+from mmdet.datasets import CocoDataset
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/mask_rcnn/rest_small_fpn_1x_coco.py'
@@ -31,6 +32,8 @@ def coco(tmp_path_factory):
     folder = tmp_path_factory.mktemp('project')
     data = folder / 'data/coco'
     (data / 'annotations').mkdir(parents=True)
+    names = CocoDataset.METAINFO['classes']
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(names)]
     for split in ('train2017', 'val2017'):
         (data / split).mkdir()
         images, annotations = [], []
@@ -43,8 +46,7 @@ def coco(tmp_path_factory):
                 dict(id=i + 1, image_id=i, category_id=1, bbox=[30, 20, 60, 50], area=3000,
                      iscrowd=0, segmentation=[[30, 20, 90, 20, 90, 70, 30, 70]]))
         (data / 'annotations' / f'instances_{split}.json').write_text(
-            json.dumps(dict(images=images, annotations=annotations,
-                            categories=[dict(id=1, name='person')])))
+            json.dumps(dict(images=images, annotations=annotations, categories=categories)))
     return folder
 
 
