@@ -153,6 +153,7 @@ def draw_curves(path: Path) -> None:
 def draw_pictures(folder: Path, predictions: Path) -> List[Path]:
     """Ground truth (left) and predictions (right) of the first images, 4 times as large."""
     import cv2
+    import numpy as np
     import torch
     from mmdet.datasets import CocoDataset
     from mmdet.structures import DetDataSample
@@ -165,11 +166,11 @@ def draw_pictures(folder: Path, predictions: Path) -> List[Path]:
     scale = 4
 
     def instances(boxes, masks, labels, **fields):
-        large = [cv2.resize(m, None, fx=scale, fy=scale) for m in masks]
+        large = np.array([cv2.resize(m, None, fx=scale, fy=scale) > 0 for m in masks])
         return InstanceData(
             bboxes=torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4) * scale,
             labels=torch.as_tensor(labels, dtype=torch.long),
-            masks=torch.as_tensor([m > 0 for m in large] if large else []).bool(),
+            masks=torch.as_tensor(large).bool(),
             **fields)
 
     init_default_scope('mmdet')
