@@ -249,7 +249,7 @@ build_mmcv() {
     mkdir -p "$state/tmp/sdist" "$state/tmp/source"
     pip download --no-deps --no-build-isolation --no-binary :all: \
       -d "$state/tmp/sdist" "$mmcv" || fail
-    run tar -xzf "$state"/tmp/sdist/*.tar.gz --strip-components 1 \
+    run tar -xzf "$state/tmp/sdist/"*.tar.gz --strip-components 1 \
       -C "$state/tmp/source"
     mkdir -p "$state/build"
     rm -rf "$source"
