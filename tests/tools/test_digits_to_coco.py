@@ -36,7 +36,7 @@ def test_detection_images_are_as_promised(digits, split, count):
         assert image.shape == (128, 128, 3)
         annotations = coco.loadAnns(coco.getAnnIds(image_id))
         assert 2 <= len(annotations) <= 4
-        covered = np.zeros((128, 128), int)
+        covered, classes = np.zeros((2, 128, 128), int)
         for a in annotations:
             mask = coco.annToMask(a)
             rows, cols = np.nonzero(mask)
@@ -46,12 +46,15 @@ def test_detection_images_are_as_promised(digits, split, count):
             assert 28 <= max(w, h) <= 64
             assert a['area'] == mask.sum() == mask_utils.area(a['segmentation'])
             covered[rows.min():rows.max() + 1, cols.min():cols.max() + 1] += 1
+            classes[mask == 1] = a['category_id']
             # Masks are the ink: its colour is another than that of what surrounds it.
             inside = image[mask == 1].mean(0)
             near, ring = (cv2.dilate(mask, np.ones((n, n))) for n in (5, 9))
             around = image[(ring == 1) & (near == 0)]
             assert np.linalg.norm(inside - around.mean(0)) > 60
         assert covered.max() == 1
+        semantic = digits / 'semantic' / split / info['file_name'].replace('jpg', 'png')
+        np.testing.assert_array_equal(cv2.imread(str(semantic), cv2.IMREAD_UNCHANGED), classes)
 
 
 def test_noise_is_smooth_with_std_25(digits):

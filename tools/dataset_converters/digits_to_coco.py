@@ -4,6 +4,8 @@ The 1797 scans (8x8 pixels) are enlarged and put on textured backgrounds:
 
     OUT/annotations/instances_{train,val}.json    COCO boxes and masks, class = digit
     OUT/{train,val}/*.jpg                         128 px, 2 to 4 digits of 28 to 64 px
+    OUT/semantic/{train,val}/*.png                classes of their pixels: 0 is background,
+                                                  d + 1 the ink of digit d
     OUT/cls/{train,val}/{0..9}/*.jpg              64 px, one digit of 40 to 60 px (a folder a
                                                   class, as ImageNet has)
 
@@ -106,7 +108,8 @@ class Split:
 
 
 def write_detection(out: Path, name: str, split: Split, num_images: int) -> None:
-    (out / name).mkdir(parents=True)
+    for folder in (out / name, out / 'semantic' / name):
+        folder.mkdir(parents=True)
     images, annotations = [], []
     for i in range(num_images):
         indices = split.rng.choice(split.indices, split.rng.integers(2, 5), replace=False)
@@ -114,6 +117,8 @@ def write_detection(out: Path, name: str, split: Split, num_images: int) -> None
         file_name = f'{i:06d}.jpg'
         _write(out / name / file_name, image)
         images.append(dict(id=i + 1, file_name=file_name, width=128, height=128))
+        classes = sum(instance['mask'] * (instance['label'] + 1) for instance in instances)
+        _write(out / 'semantic' / name / f'{i:06d}.png', classes.astype(np.uint8))
         for instance in instances:
             rle = mask_utils.encode(instance['mask'])
             annotations.append(
@@ -143,7 +148,7 @@ def write_classification(out: Path, name: str, split: Split, renders: int) -> No
 
 
 def _write(path: Path, image: np.ndarray) -> None:
-    # Without 4:4:4 sampling colours, and so the digits' edges, would blur.
+    # Without 4:4:4 sampling a JPEG's colours, and so the digits' edges, would blur.
     options = [
         cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
