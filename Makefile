@@ -1,4 +1,6 @@
-PYTHON_ENV := .venv/bin/python
+STACK ?= onedl
+export STACK
+PYTHON_ENV := $(if $(filter openmmlab,$(STACK)),.venv-openmmlab,.venv)/bin/python
 
 .PHONY: help setup demo test lint clean distclean
 
@@ -8,9 +10,10 @@ help:
 	@echo 'make test       run the tests'
 	@echo 'make lint       check the style'
 	@echo 'make clean      remove caches'
-	@echo 'make distclean  remove .venv and the compiled mmcv too'
+	@echo 'make distclean  remove the environments and the compiled mmcv too'
 	@echo
 	@echo "ARGS goes to the command: make test ARGS='-k rest'"
+	@echo 'STACK=openmmlab takes OpenMMLab releases instead of OneDL forks: make test STACK=openmmlab'
 	@echo 'PYTHON names the Python that .venv is made from: make setup PYTHON=python3.12'
 
 setup:
@@ -27,7 +30,7 @@ lint: setup
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .setup
+	rm -rf .venv .venv-openmmlab .setup

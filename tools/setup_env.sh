@@ -2,7 +2,9 @@
 # Makes .venv with everything that the demo and the tests need; does nothing
 # where it is there already. Called by `make setup`, `make demo`, `make test`.
 #
-#   PYTHON=python3.12   the Python to use (default: a 3.11 or 3.12 on PATH)
+#   STACK=openmmlab     OpenMMLab's last releases, in .venv-openmmlab, for Python
+#                       3.10 or 3.11 (default: onedl, OneDL's forks of them)
+#   PYTHON=python3.12   the Python to use (default: one on PATH that fits)
 #   MAX_JOBS=4          compilers that build mmcv at once (default: all cores)
 #   PIP_FIND_LINKS=dir  where pip looks for wheels too, mmcv's among them
 #   FORCE_CUDA=1        build mmcv's CUDA operators (needs the CUDA toolkit)
@@ -13,11 +15,26 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit 1
 root=$PWD
 state=.setup
 log=$state/setup.log
-stamp=.venv/.setup-complete
-python=.venv/bin/python
-pins=requirements/constraints.txt
 steps=6
 step=0
+case ${STACK:=onedl} in
+  onedl)
+    venv=.venv requirements=requirements
+    pythons=(3.12 3.11)
+    ;;
+  openmmlab)
+    venv=.venv-openmmlab requirements=requirements/openmmlab
+    pythons=(3.11 3.10)
+    ;;
+  *)
+    printf "STACK=%s must be 'onedl' or 'openmmlab'.\n" "$STACK" >&2
+    exit 2
+    ;;
+esac
+allowed="${pythons[1]} or ${pythons[0]}"
+stamp=$venv/.setup-complete
+python=$venv/bin/python
+pins=$requirements/constraints.txt
 
 say() { printf '%s\n' "$*"; }
 
@@ -31,7 +48,7 @@ die() {
 # The place counts: a virtual environment that was moved does not work.
 fingerprint() {
   printf '%s\n' "$root"
-  cksum requirements/*.txt setup.py tools/setup_env.sh
+  cksum $requirements/*.txt setup.py tools/setup_env.sh
 }
 
 # Starts no Python unless PYTHON names one, so that a second call is instant.
@@ -46,12 +63,12 @@ is_done() {
 # ------------------------------------------------- what the machine offers
 
 # Prints: version, what is missing (- for nothing), path. The path is the real
-# one: `python3` may be a wrapper, or lie in the .venv that we are to replace.
+# one: `python3` may be a wrapper, or lie in the environment that we replace.
 probe() {
   "$1" -c '
 import sys
 version = "%d.%d.%d" % sys.version_info[:3]
-if sys.version_info[:2] not in [(3, 11), (3, 12)]:
+if "%d.%d" % sys.version_info[:2] not in sys.argv[1:]:
     print(version + " version " + sys.executable)
     sys.exit()
 import os, sysconfig
@@ -64,13 +81,13 @@ elif not os.path.exists(header):
     missing = "header"
 path = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 print(version + " " + missing + " " + path)
-' 2>/dev/null
+' "${pythons[@]}" 2>/dev/null
 }
 
 # Sets base (a Python that will do) and version.
 find_python() {
   local candidate missing path complaint='' found=''
-  local candidates=(python3 python3.12 python3.11)
+  local candidates=(python3 "${pythons[@]/#/python}")
   [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
   for candidate in "${candidates[@]}"; do
     # Being on PATH is not enough: version managers leave wrappers that fail.
@@ -79,16 +96,16 @@ find_python() {
       -) base=$path && return ;;
       version) found+="${found:+, }$candidate is $version" ;;
       venv)
-        : "${complaint:="$candidate ($version) cannot make virtual environments (no venv or ensurepip): install them, e.g. 'apt install python${version%.*}-venv', or name another Python 3.11 or 3.12 with PYTHON=."}"
+        : "${complaint:="$candidate ($version) cannot make virtual environments (no venv or ensurepip): install them, e.g. 'apt install python${version%.*}-venv', or name another Python $allowed with PYTHON=."}"
         ;;
       header)
-        : "${complaint:="$candidate ($version) has no C headers (Python.h), which building mmcv needs: install them, e.g. 'apt install python${version%.*}-dev', or name another Python 3.11 or 3.12 with PYTHON=."}"
+        : "${complaint:="$candidate ($version) has no C headers (Python.h), which building mmcv needs: install them, e.g. 'apt install python${version%.*}-dev', or name another Python $allowed with PYTHON=."}"
         ;;
     esac
   done
   [[ -z $complaint ]] || die "$complaint"
   [[ -z ${PYTHON:-} || -n $found ]] || found="PYTHON=$PYTHON does not run"
-  die "Python 3.11 or 3.12 is needed, but ${found:-none was found}: install one, e.g. 'apt install python3.11 python3.11-venv python3.11-dev', or name one with PYTHON=."
+  die "Python $allowed is needed, but ${found:-none was found}: install one, e.g. 'apt install python3.11 python3.11-venv python3.11-dev', or name one with PYTHON=."
 }
 
 # Exports CXX (and CC to match): a compiler that knows C++17.
@@ -204,7 +221,7 @@ pip() {
 
 # What a compiled mmcv depends on names the folder that keeps it.
 name_mmcv() {
-  mmcv=$(grep -i '^onedl-mmcv==' "$pins")
+  mmcv=$(grep -E '^(onedl-)?mmcv==' "$pins")
   local torch
   torch=$(grep '^torch==' "$pins")
   mmcv_dir=$state/wheels/${mmcv/==/-}-py${version%.*}-${torch/==/}-$(uname -m)
@@ -255,9 +272,9 @@ build_mmcv() {
     rm -rf "$source"
     mv "$state/tmp/source" "$source"
   fi
-  # A redone .venv has new copies of the same headers, which would make all
+  # A redone environment has new copies of the same headers, which would make all
   # that is compiled look outdated.
-  find .venv/lib/python*/site-packages/torch/include -type f \
+  find $venv/lib/python*/site-packages/torch/include -type f \
     -exec touch -t 200001010000 {} +
   (
     # These take the place of Python's own flags. Debug symbols would make the
@@ -284,25 +301,25 @@ set_up() {
   : >"$log"
   # The stamp goes first: a half-removed environment must not look complete.
   rm -f "$stamp"
-  rm -rf .venv "$TMPDIR"
+  rm -rf $venv "$TMPDIR"
   mkdir -p "$TMPDIR"
 
-  say "Setting up .venv with Python $version ($base); log: $log"
+  say "Setting up $venv with Python $version ($base); log: $log"
   say "It takes 5 to 15 minutes and some 8 GB of disk, plus half an hour where"
   say "mmcv has to be compiled. Interrupting is safe: the next call redoes it."
 
   begin 'virtual environment and build tools (seconds)'
-  run "$base" -m venv .venv
-  run "$python" -m pip install -r requirements/build.txt -c "$pins"
+  run "$base" -m venv $venv
+  run "$python" -m pip install -r $requirements/build.txt -c "$pins"
 
   begin 'PyTorch (4 GB: the CUDA libraries come along, and it runs on CPUs too)'
-  pip install -r requirements/torch.txt -c "$pins" || fail
+  pip install -r $requirements/torch.txt -c "$pins" || fail
 
   begin 'OpenMMLab packages and tools (300 MB, a minute or two)'
   # mmcv comes in the next step. opencv-python needs libGL and has the same
   # files as opencv-python-headless, so only that one is installed; hence
   # --no-deps and the complete list.
-  grep -v -e '^opencv-python==' -e '^onedl-mmcv==' "$pins" >"$TMPDIR/pins.txt"
+  grep -v -E -e '^opencv-python==' -e '^(onedl-)?mmcv==' "$pins" >"$TMPDIR/pins.txt"
   pip install --no-deps --no-build-isolation -r "$TMPDIR/pins.txt" || fail
 
   begin 'mmcv with its operators'
@@ -334,7 +351,8 @@ PY
 
 check_requirements() {
   local missing
-  missing=$("$python" -m pip check | grep -v -e 'requires opencv-python, which' -e '^No broken')
+  missing=$("$python" -m pip check | grep -v -e 'requires opencv-python, which' \
+    -e '^openxlab .* requirement setuptools' -e '^No broken')
   [[ -z $missing ]] || { printf '%s\n' "$missing" && return 1; }
 }
 
@@ -359,8 +377,8 @@ interrupted() {
 is_done && exit
 find_python
 find_compiler
-[[ ! -e .venv || -e $stamp || -e $state ]] ||
-  die "There is a .venv here that this script did not make and would replace: move it away, or remove it."
+[[ ! -e $venv || -e $stamp || -e $state ]] ||
+  die "There is a $venv here that this script did not make and would replace: move it away, or remove it."
 mkdir -p "$state" || exit 1
 lock
 trap interrupted INT TERM HUP

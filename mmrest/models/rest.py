@@ -14,6 +14,7 @@
 
 Modules and parameters carry the names of the published code, so that its weights fit.
 """
+import re
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -164,6 +165,7 @@ class ResT(BaseModule):
         embed_dims, depths = settings['embed_dims'], settings['depths']
         self.num_stages = len(depths)  # of the architecture, built or not
         self.out_indices = _check_out_indices(out_indices, self.num_stages)
+        self.depths = depths[:self.out_indices[-1] + 1]  # of the stages that are built
         if not isinstance(frozen_stages, int):
             raise TypeError(f'frozen_stages={frozen_stages!r} must be an int')
         if not -1 <= frozen_stages <= self.num_stages:
@@ -270,6 +272,32 @@ class ResT(BaseModule):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """Where a parameter stands, for MMPretrain's layer-wise decay of learning rates.
+
+        Args:
+            param_name (str): Name of the parameter in the whole model.
+            prefix (str): What this backbone's names start with in it.
+
+        Returns:
+            tuple[int, int]: The depth and the number of depths: the stem is 0, each block
+            one more (a patch embedding counts with the block after it, an output norm with
+            the one before), and what is not in the backbone comes last.
+        """
+        num_depths = sum(self.depths) + 2
+        if not param_name.startswith(prefix):
+            return num_depths - 1, num_depths
+        part, *rest = param_name[len(prefix):].split('.')
+        if part == 'stem':
+            return 0, num_depths
+        stage = int(re.search(r'\d+$', part)[0])
+        depth = sum(self.depths[:stage - 1])  # of the last block before the stage
+        if part.startswith('norm'):
+            depth += self.depths[stage - 1]
+        else:
+            depth += 1 + (int(rest[0]) if part.startswith('stage') else 0)
+        return depth, num_depths
 
     @classmethod
     def _arch_settings(cls, arch: Union[str, Dict[str, Sequence]]) -> dict:

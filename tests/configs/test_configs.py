@@ -52,13 +52,34 @@ def test_mask_rcnn_small_is_the_papers_recipe():
             assert group['weight_decay'] == (0 if id(p) in norms else 0.05)
 
 
-def test_digits_configs_follow_each_other_and_flip_nothing():
+DIGITS = [
+    'mask_rcnn/rest_lite_fpn_digits.py', 'retinanet/rest_lite_retinanet_digits.py',
+    'semantic_fpn/rest_lite_semantic_fpn_digits.py'
+]
+
+
+@pytest.mark.parametrize('name', DIGITS)
+def test_digits_configs_follow_the_classifier(name):
     classifier = load('classification/rest_lite_digits.py')
-    detector = load('mask_rcnn/rest_lite_fpn_digits.py')
+    cfg = load(name)
     last = f'work_dirs/rest_lite_digits/iter_{classifier.max_iters}.pth'
-    assert detector.model.backbone.init_cfg.checkpoint == last
-    assert detector.model.data_preprocessor.mean == classifier.model.data_preprocessor.mean
-    for cfg in (classifier, detector):
-        kinds = [t.type for t in cfg.train_dataloader.dataset.pipeline]
-        assert not any('Flip' in kind for kind in kinds)
-        assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size
+    assert cfg.model.backbone.init_cfg.checkpoint == last
+    assert cfg.model.data_preprocessor.mean == classifier.model.data_preprocessor.mean
+    assert cfg.model.data_preprocessor.std == classifier.model.data_preprocessor.std
+
+
+@pytest.mark.parametrize('name', ['classification/rest_lite_digits.py', *DIGITS])
+def test_digits_configs_flip_nothing_and_add_up(name):
+    cfg = load(name)
+    kinds = [t.type for t in cfg.train_dataloader.dataset.pipeline]
+    assert not any('Flip' in kind for kind in kinds)
+    assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size
+    schedule = cfg.param_scheduler
+    last = schedule[-1] if isinstance(schedule, list) else schedule
+    assert last.get('end', last.get('total_steps')) == cfg.train_cfg.max_iters
+    assert cfg.default_hooks.logger.log_metric_by_epoch is False
+
+
+def test_no_two_digits_configs_share_a_work_dir():
+    stems = [Path(name).stem for name in ['classification/rest_lite_digits.py', *DIGITS]]
+    assert len(set(stems)) == len(stems)

@@ -1,11 +1,13 @@
 """ResT in other people's configs, by the ten lines of docs/own_config.md."""
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +52,7 @@ def build(base, model):
         cfg.model.data_preprocessor = cfg.data_preprocessor
     torch.manual_seed(0)
     without_weights(cfg.model)
-    model = MODELS.build(cfg.model)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))  # it refuses a CPU
     model.init_weights()
     return model
 
@@ -100,6 +102,31 @@ def test_detectors(base, neck, out_indices):
             bboxes=torch.tensor([[30., 20., 100., 90.]]), labels=torch.tensor([3]),
             masks=BitmapMasks(masks, size, size)))
     image = torch.randint(0, 255, (3, size, size), dtype=torch.uint8)
+    check(model, dict(inputs=[image, image], data_samples=[sample, sample.clone()]))
+
+
+@pytest.mark.parametrize('base, changes, out_indices', [
+    ('sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py', dict(neck=PYRAMID), (0, 1, 2, 3)),
+    ('upernet/upernet_r50_4xb4-80k_ade20k-512x512.py',
+     dict(decode_head=PYRAMID, auxiliary_head=dict(in_channels=64)), (0, 1, 2, 3)),
+    ('segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py', dict(decode_head=PYRAMID),
+     (0, 1, 2, 3)),
+    ('deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py',
+     dict(decode_head=dict(in_channels=128, in_index=2, c1_in_channels=16),
+          auxiliary_head=dict(in_channels=64, in_index=1)), (0, 2, 3)),
+])
+def test_segmenters(base, changes, out_indices):
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+    size = 64
+    mmseg = Path(find_spec('mmseg').origin).parent / '.mim/configs'
+    changes = dict(changes, pretrained=None, backbone=options(out_indices),
+                   data_preprocessor=dict(size=(size, size)))
+    model = build(str(mmseg / base), changes)
+    image = torch.randint(0, 255, (3, size, size), dtype=torch.uint8)
+    sample = SegDataSample(
+        metainfo=dict(img_shape=(size, size), ori_shape=(size, size)),
+        gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, size, size))))
     check(model, dict(inputs=[image, image], data_samples=[sample, sample.clone()]))
 
 

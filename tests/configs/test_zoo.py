@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch.testing import assert_close
@@ -27,17 +28,25 @@ def build(name, **backbone):
     cfg.model.backbone.pop('init_cfg', None)
     if cfg.default_scope == 'mmpretrain' and cfg.get('data_preprocessor'):
         cfg.model.data_preprocessor = cfg.data_preprocessor
-    return cfg, MODELS.build(cfg.model)
+    # Heads have SyncBN, which refuses a CPU.
+    return cfg, revert_sync_batchnorm(MODELS.build(cfg.model))
 
 
 def batch(cfg, size):
-    """Two random images with a label, or boxes and masks."""
+    """Two random images with a label, a class map, or boxes and masks."""
     image = torch.randint(0, 255, (3, size, size), dtype=torch.uint8)
     scope = cfg.default_scope
     if scope == 'mmpretrain':
         from mmpretrain.structures import DataSample
         return dict(inputs=torch.stack([image, image]),
                     data_samples=[DataSample().set_gt_label(i) for i in (1, 2)])
+    if scope == 'mmseg':
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+        sample = SegDataSample(
+            metainfo=dict(img_shape=(size, size), ori_shape=(size, size)),
+            gt_sem_seg=PixelData(data=torch.randint(0, 11, (1, size, size))))
+        return dict(inputs=[image, image], data_samples=[sample, sample.clone()])
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
@@ -57,6 +66,8 @@ def test_a_training_step_and_a_prediction(name):
     torch.manual_seed(0)
     cfg, model = build(name, drop_path_rate=0.)  # no block is left out by chance
     size = 224 if 'position-le' in name else 64
+    if cfg.default_scope == 'mmseg':  # would pad images to the size of its crops
+        model.data_preprocessor.size = (size, size)
     model.train()
     wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, 'type': 'OptimWrapper'})
     before = {k: p.detach().clone() for k, p in model.backbone.named_parameters()}
@@ -100,6 +111,47 @@ def test_detectors_parameters_are_those_reported_by_the_paper(name, millions):
     _, model = build(f'{name}_fpn_1x_coco.py')
     rel = 1e-4 if 'retinanet' in name else 0.01
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=rel)
+
+
+@pytest.mark.parametrize('name', ['rest_small_fpn_8xb4_40k', 'rest_base_fpn_8xb4_40k'])
+def test_semantic_fpn_follows_poolformer(name):
+    cfg = Config.fromfile(CONFIGS / f'semantic_fpn/{name}_ade20k.py')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 2e-4, 1e-4)
+    schedule = cfg.param_scheduler
+    assert (schedule.type, schedule.power, schedule.end) == ('PolyLR', 0.9, 40000)
+    assert cfg.train_cfg.max_iters == 40000
+    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (4, 32)
+    check_ade20k(cfg, 'semantic_fpn')
+
+
+@pytest.mark.parametrize('name', ['rest_small_8xb2_160k', 'rest_base_8xb2_160k'])
+def test_upernet_follows_swin(name):
+    cfg = Config.fromfile(CONFIGS / f'upernet/{name}_ade20k.py')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
+    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0.)
+    warm_up, decay = cfg.param_scheduler
+    assert (warm_up.type, warm_up.end) == ('LinearLR', 1500)
+    assert (decay.type, decay.power, decay.begin, decay.end) == ('PolyLR', 1., 1500, 160000)
+    assert cfg.train_cfg.max_iters == 160000
+    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (2, 16)
+    check_ade20k(cfg, 'upernet')
+
+
+def check_ade20k(cfg, head):
+    assert cfg.default_scope == 'mmseg'
+    arch = cfg.model.backbone.arch
+    channels = [64, 128, 256, 512] if arch == 'small' else [96, 192, 384, 768]
+    taker = cfg.model.neck if head == 'semantic_fpn' else cfg.model.decode_head
+    assert taker.in_channels == channels
+    assert cfg.model.backbone.drop_path_rate == (0.1 if arch == 'small' else 0.2)
+    assert cfg.model.decode_head.num_classes == 150
+    dataset = cfg.train_dataloader.dataset
+    kinds = [t.type for t in dataset.pipeline]
+    assert dataset.type == 'ADE20KDataset' and 'PhotoMetricDistortion' in kinds
+    assert dataset.pipeline[1].reduce_zero_label
+    assert dataset.pipeline[3].crop_size == cfg.model.data_preprocessor.size == (512, 512)
 
 
 @pytest.mark.parametrize('arch', ['lite', 'small', 'base', 'large'])
@@ -157,3 +209,19 @@ def test_logits_are_the_published_classifiers(tmp_path):
     model.init_weights()
     logits = model.eval()(golden.draw_image(gold))
     assert_close(logits, torch.from_numpy(gold['logits']), rtol=1e-9, atol=1e-9)
+
+
+def test_learning_rates_decay_with_depth():
+    """By MMPretrain's constructor, as in configs/classification/README.md."""
+    cfg, model = build('classification/rest_lite_8xb256_in1k.py')
+    cfg.optim_wrapper.update(
+        constructor='LearningRateDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(layer_decay_rate=0.8, norm_decay_mult=0., bias_decay_mult=0.))
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    groups = {group['param_name']: group for group in optimizer.param_groups}
+    assert len(groups) == len(list(model.parameters()))
+    for name, depth, decay in [('backbone.stem.conv1.weight', 0, 0.05),
+                               ('backbone.stage3.1.mlp.fc1.bias', 6, 0.),
+                               ('backbone.norm4.weight', 8, 0.), ('head.fc.weight', 9, 0.05)]:
+        assert groups[name]['lr'] == pytest.approx(5e-4 * 0.8**(9 - depth))
+        assert groups[name]['weight_decay'] == decay

@@ -400,3 +400,17 @@ def test_bad_ablations_are_named(kwargs, words):
     with pytest.raises(ValueError) as raised:
         tiny(**kwargs)
     assert words in str(raised.value)
+
+
+def test_layer_depths():
+    """Lite has blocks 1 to 8: stem 0, heads 9."""
+    model = ResT('lite')
+    for name, depth in [('stem.conv1.weight', 0), ('stage1.0.norm1.weight', 1),
+                        ('stage1.1.attn.q.weight', 2), ('norm1.bias', 2),
+                        ('patch_embed_2.conv.weight', 3), ('stage2.0.mlp.fc1.bias', 3),
+                        ('patch_embed_4.pos.pa_conv.weight', 7), ('stage4.1.norm2.bias', 8),
+                        ('norm4.weight', 8)]:
+        assert name in dict(model.named_parameters())
+        assert model.get_layer_depth('backbone.' + name, 'backbone.') == (depth, 10)
+    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (9, 10)
+    assert ResT('lite', out_indices=(1, )).get_layer_depth('stage2.1.norm1.weight') == (4, 6)

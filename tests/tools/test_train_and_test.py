@@ -1,4 +1,4 @@
-"""tools/train.py and tools/test.py on the COCO config, with four small images."""
+"""tools/train.py, tools/test.py, mim and mmdet's inferencer, on a few small images."""
 import json
 import os
 import subprocess
@@ -9,50 +9,16 @@ import cv2
 import mmdet
 import numpy as np
 import pytest
-from mmdet.datasets import CocoDataset
 
-ROOT = Path(__file__).parents[2]
+from .conftest import ROOT, SMALL, call
+
 CONFIG = ROOT / 'configs/mask_rcnn/rest_small_fpn_1x_coco.py'
 STOCK = Path(mmdet.__file__).parent / '.mim/tools'
-SMALL = [
-    '--cfg-options', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1',
-    'train_dataloader.dataset.pipeline.2.scales=[(128,96)]',
-    'model.test_cfg.rcnn.score_thr=0.',  # an untrained model is sure of nothing
-    'val_dataloader.dataset.pipeline.1.scale=(128,96)',
-    'test_dataloader.dataset.pipeline.1.scale=(128,96)'
-] + [
-    f'{split}_dataloader.{option}' for split in ('train', 'val', 'test')
-    for option in ('num_workers=0', 'persistent_workers=False')
-]
 
 
-@pytest.fixture(scope='module')
-def coco(tmp_path_factory):
-    """A folder with data/coco in it: two images of a rectangle per split."""
-    folder = tmp_path_factory.mktemp('project')
-    data = folder / 'data/coco'
-    (data / 'annotations').mkdir(parents=True)
-    names = CocoDataset.METAINFO['classes']
-    categories = [dict(id=i + 1, name=name) for i, name in enumerate(names)]
-    for split in ('train2017', 'val2017'):
-        (data / split).mkdir()
-        images, annotations = [], []
-        for i in range(2):
-            image = np.full((96, 128, 3), 60, np.uint8)
-            image[20:70, 30:90] = 200
-            cv2.imwrite(str(data / split / f'{i}.jpg'), image)
-            images.append(dict(id=i, file_name=f'{i}.jpg', height=96, width=128))
-            annotations.append(
-                dict(id=i + 1, image_id=i, category_id=1, bbox=[30, 20, 60, 50], area=3000,
-                     iscrowd=0, segmentation=[[30, 20, 90, 20, 90, 70, 30, 70]]))
-        (data / 'annotations' / f'instances_{split}.json').write_text(
-            json.dumps(dict(images=images, annotations=annotations, categories=categories)))
-    return folder
-
-
-def call(script, *args, cwd):
-    return subprocess.run([sys.executable, str(script), *map(str, args)], cwd=cwd, text=True,
-                          capture_output=True, env=dict(os.environ, OMP_NUM_THREADS='2'))
+def mim(*args, cwd):
+    return subprocess.run([Path(sys.executable).with_name('mim'), *map(str, args)], cwd=cwd,
+                          text=True, capture_output=True, env=dict(os.environ, LC_ALL='C.UTF-8'))
 
 
 def metrics(folder):
@@ -60,11 +26,15 @@ def metrics(folder):
     return json.loads(path.read_text())
 
 
-def test_train_then_test_as_the_stock_tools_do(coco):
+@pytest.fixture(scope='module')
+def checkpoint(coco):
     done = call(ROOT / 'tools/train.py', CONFIG, '--work-dir', 'out', *SMALL, cwd=coco)
     assert done.returncode == 0, done.stderr
     assert "ResT(arch='small') starts from random weights" in done.stdout + done.stderr
-    checkpoint = coco / 'out/epoch_1.pth'
+    return coco / 'out/epoch_1.pth'
+
+
+def test_train_then_test_as_the_stock_tools_do(coco, checkpoint):
     scalars, = (coco / 'out').glob('*/vis_data/scalars.json')
     losses = [json.loads(line).get('loss') for line in scalars.read_text().splitlines()]
     assert all(np.isfinite(loss) for loss in losses if loss is not None)
@@ -79,6 +49,65 @@ def test_train_then_test_as_the_stock_tools_do(coco):
     done = call(STOCK / 'train.py', CONFIG, '--work-dir', 'stock_train', *SMALL, cwd=coco)
     assert done.returncode == 0, done.stderr
     assert (coco / 'stock_train/epoch_1.pth').exists()
+
+
+def test_resume_and_scaled_lr(coco, checkpoint):
+    done = call(ROOT / 'tools/train.py', CONFIG, '--work-dir', 'more', '--resume', checkpoint,
+                '--auto-scale-lr', *SMALL, 'train_cfg.max_epochs=2', cwd=coco)
+    assert done.returncode == 0, done.stderr
+    log = done.stdout + done.stderr
+    assert 'resumed epoch: 1, iter: 1' in log
+    assert 'Scaling the original LR by 0.125' in log  # 2 images of 16
+    assert (coco / 'more/epoch_2.pth').exists() and not (coco / 'more/epoch_1.pth').exists()
+
+
+def test_mim_of_mmdet_tests_our_config(coco, checkpoint):
+    done = mim('test', 'onedl-mmdetection', CONFIG, '-C', checkpoint, '--work-dir', 'by_mim',
+               *SMALL, cwd=coco)
+    assert done.returncode == 0, done.stderr
+    assert 'coco/segm_mAP' in metrics(coco / 'by_mim')
+
+
+def test_mim_trains_and_tests_our_configs_by_name(tmp_path):
+    for split in ('train', 'val'):
+        for digit in range(10):
+            folder = tmp_path / 'data' / split / str(digit)
+            folder.mkdir(parents=True)
+            for i in range(4):
+                cv2.imwrite(str(folder / f'{i}.png'), np.full((48, 48, 3), 20 * digit, np.uint8))
+    options = ['--work-dir', 'out', '--cfg-options', 'train_cfg.max_iters=2'] + [
+        f'{split}_dataloader.{option}' for split in ('train', 'val', 'test')
+        for option in ('num_workers=0', 'persistent_workers=False', 'dataset.data_root=data')
+    ]
+    done = mim('train', 'mmrest', 'rest_lite_digits.py', *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'Training finished successfully' in done.stdout
+    done = mim('test', 'mmrest', 'rest_lite_digits.py', '-C', 'out/iter_2.pth', *options,
+               cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'Testing finished successfully' in done.stdout
+    tested = [path for path in (tmp_path / 'out').glob('*/*.json')]
+    assert any('accuracy/top1' in path.read_text() for path in tested)
+
+
+def test_mim_finds_our_models(tmp_path):
+    done = mim('search', 'mmrest', '--json', 'found.json', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / 'found.json').read_text())
+    configs = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py')
+               if '_base_' not in path.parts and 'digits' not in path.stem}
+    assert {model['config'] for model in found.values()} == configs
+
+
+def test_det_inferencer_takes_our_config(coco, checkpoint):
+    from mmdet.apis import DetInferencer
+    inferencer = DetInferencer(str(CONFIG), str(checkpoint), device='cpu', show_progress=False)
+    inferencer.model.test_cfg.rcnn.score_thr = 0.  # an untrained model is sure of nothing
+    image = str(coco / 'data/coco/val2017/0.jpg')
+    result = inferencer(image, return_datasamples=True)['predictions'][0].pred_instances
+    assert len(result.bboxes) == len(result.masks) > 0
+    boxes = result.bboxes
+    assert (boxes >= 0).all() and (boxes[:, 2] <= 128).all() and (boxes[:, 3] <= 96).all()
 
 
 def test_what_is_missing_is_said_in_one_sentence(tmp_path, coco):

@@ -1,0 +1,9 @@
+"""Runs a script as one of several processes on a CPU; MMEngine's launcher picks a GPU first."""
+import runpy
+import sys
+
+import torch
+
+torch.cuda.set_device = lambda device: None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')

@@ -1,0 +1,106 @@
+"""Two processes on a CPU, through torchrun; the shell scripts, with a stand-in for slurm."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from .conftest import ROOT, SMALL
+from .ddp_gradients import batch, classifier
+
+HERE = Path(__file__).parent
+ON_CPU = [
+    'env_cfg.dist_cfg.backend=gloo', 'model_wrapper_cfg.type=MMDistributedDataParallel',
+    'model_wrapper_cfg.device_ids=None', 'model_wrapper_cfg.broadcast_buffers=False'
+]
+
+
+def two_processes(*command, cwd):
+    return subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+         *map(str, command)],
+        cwd=cwd, text=True, capture_output=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+
+
+def train(config, work_dir, *options, cwd):
+    return two_processes(
+        HERE / 'cpu_process.py', ROOT / 'tools/train.py', ROOT / 'configs' / config,
+        '--launcher', 'pytorch', '--work-dir', work_dir, *SMALL, *ON_CPU,
+        'train_cfg.max_epochs=2', *options, cwd=cwd)
+
+
+@pytest.mark.parametrize('kind', ['retinanet', 'mask_rcnn'])
+def test_every_parameter_takes_part(kind, coco):
+    """DistributedDataParallel stops at the second step where one has no gradient."""
+    done = train(f'{kind}/rest_lite_fpn_1x_coco.py', f'two_{kind}',
+                 'val_cfg=None', 'val_dataloader=None', 'val_evaluator=None', cwd=coco)
+    assert done.returncode == 0, done.stderr[-3000:]
+    scalars, = (coco / f'two_{kind}').glob('*/vis_data/scalars.json')
+    losses = [json.loads(line)['loss'] for line in scalars.read_text().splitlines()]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+
+
+def test_a_level_that_nobody_uses_is_noticed(coco):
+    done = train('retinanet/rest_lite_fpn_1x_coco.py', 'unused',
+                 'model.backbone.out_indices=[0,1,2,3]', 'model.neck.start_level=1',
+                 'model.neck.in_channels=[64,128,256,512]',
+                 'val_cfg=None', 'val_dataloader=None', 'val_evaluator=None', cwd=coco)
+    assert done.returncode
+    assert 'parameters that were not used in producing loss' in done.stderr
+
+
+def test_gradients_are_those_of_the_joined_batch(tmp_path):
+    config = ROOT / 'configs/classification/rest_lite_8xb256_in1k.py'
+    out = tmp_path / 'gradients.pth'
+    done = two_processes(HERE / 'ddp_gradients.py', config, out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = classifier(config)
+    images, samples = batch()
+    model(images, samples, mode='loss')['loss'].backward()
+    two = torch.load(out, weights_only=True)
+    assert len(two) == len(list(model.parameters()))
+    for name, p in model.named_parameters():
+        assert_close(two[name], p.grad, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f'{n}: {m}')
+    assert two['head.fc.weight'].abs().max() > 1e-4
+
+
+@pytest.fixture
+def stand_ins(tmp_path):
+    """A PATH on which python and srun only say how they were called."""
+    folder = tmp_path / 'bin'
+    folder.mkdir()
+    for name in ('python', 'srun'):
+        (folder / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        (folder / name).chmod(0o755)
+    return dict(os.environ, PATH=f'{folder}:{os.environ["PATH"]}')
+
+
+@pytest.mark.parametrize('script, args, words', [
+    ('dist_train.sh', ['c.py', '4', '--amp'],
+     ['python -m torch.distributed.run', '--nproc_per_node=4', '--master_port=29511',
+      'tools/train.py c.py --launcher pytorch --amp']),
+    ('dist_test.sh', ['c.py', 'a.pth', '2', '--out', 'o.pkl'],
+     ['python -m torch.distributed.run', '--nproc_per_node=2', '--nnodes=1',
+      'tools/test.py c.py a.pth --launcher pytorch --out o.pkl']),
+    ('slurm_train.sh', ['part', 'job', 'c.py', 'out', '--resume'],
+     ['srun -p part --job-name=job --gres=gpu:2 --ntasks=2', '--exclusive',
+      'tools/train.py c.py --work-dir out --launcher slurm --resume']),
+    ('slurm_test.sh', ['part', 'job', 'c.py', 'a.pth'],
+     ['srun -p part --job-name=job --gres=gpu:2 --ntasks=2', '--ntasks-per-node=2',
+      'tools/test.py c.py a.pth --launcher slurm']),
+])
+def test_shell_scripts(script, args, words, stand_ins):
+    env = dict(stand_ins, PORT='29511', GPUS='2', GPUS_PER_NODE='2', SRUN_ARGS='--exclusive -v')
+    done = subprocess.run([ROOT / 'tools' / script, *args], env=env, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    for word in words:
+        assert word in done.stdout
+    done = subprocess.run([ROOT / 'tools' / script, args[0]], env=env, text=True,
+                          capture_output=True)
+    assert done.returncode == 2 and done.stderr.startswith('usage: ')

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Test on a slurm cluster:
+#     tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]
+# GPUS, GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS may be set.
+set -euo pipefail
+if [ $# -lt 4 ]; then
+    echo "usage: $0 PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]" >&2
+    exit 2
+fi
+partition=$1 job=$2 config=$3 checkpoint=$4
+shift 4
+gpus=${GPUS:-8} per_node=${GPUS_PER_NODE:-8}
+# SRUN_ARGS is several words.
+# shellcheck disable=SC2086
+exec srun -p "$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" \
+    --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" \
+    --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
+    python -u "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher slurm "$@"
