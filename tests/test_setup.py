@@ -25,9 +25,10 @@ folder=${{folder#* -[dw] }}
 folder=${{folder%% *}}
 case "$*" in
   *'import os, sysconfig'*) echo {answer} ;;
-  '-m venv .venv')
-    mkdir -p .venv/bin .venv/lib/python3/site-packages/torch/include
-    cp '{path}' .venv/bin/python
+  '-m venv '*)
+    venv=${{*##* }}
+    mkdir -p $venv/bin $venv/lib/python3/site-packages/torch/include
+    cp '{path}' $venv/bin/python
     ;;
   *--no-binary*)
     mkdir -p "$folder/mmcv" && touch "$folder/mmcv/setup.py"
@@ -220,7 +221,8 @@ def test_this_python_and_compiler(project):
     project.write('g++', f'#!/bin/bash\nexec {shutil.which("g++")} "$@"\n')
     text = (project.root / 'tools/setup_env.sh').read_text()
     question = re.search(r"\"\$1\" -c '\n(.*?)\n'", text, re.S).group(1)
-    answer = subprocess.check_output([sys.executable, '-c', question], text=True)
+    this = '.'.join(map(str, sys.version_info[:2]))
+    answer = subprocess.check_output([sys.executable, '-c', question, '3.9', this], text=True)
     version, missing, path = answer.split(maxsplit=2)
     assert version == '.'.join(map(str, sys.version_info[:3]))
     assert missing == '-'
@@ -241,6 +243,28 @@ def test_steps(project):
     assert calls.index('import mmcv.ops') < calls.index('-e .')
     installed = (project.root / '.setup/setup.log').read_text()
     assert '-r requirements/build.txt' in installed
+
+
+def test_openmmlab_is_another_environment(ready):
+    ready.forget_calls()
+    result = ready.run(STACK='openmmlab')
+    assert result.returncode == 0, result.stderr
+    assert '-m venv .venv-openmmlab' in ready.calls and '-m venv .venv |' not in ready.calls
+    assert '-r requirements/openmmlab/torch.txt' in ready.calls
+    assert ' mmcv==2.1.0 ' in ready.calls and 'onedl-mmcv' not in ready.calls
+    assert (ready.root / '.venv-openmmlab/.setup-complete').exists()
+    assert (ready.root / STAMP).exists()
+    ready.forget_calls()
+    assert ready.run().returncode == ready.run(STACK='openmmlab').returncode == 0
+    assert ready.calls == ''
+
+
+def test_openmmlab_wants_an_older_python(project):
+    project.add_python('3.12.1', 'version')
+    project.add_compiler()
+    check_refusal(project, 'Python 3.10 or 3.11 is needed', 'python3 is 3.12.1',
+                  STACK='openmmlab')
+    check_refusal(project, "STACK=other must be 'onedl' or 'openmmlab'", STACK='other')
 
 
 def test_second_call_starts_no_python(ready):

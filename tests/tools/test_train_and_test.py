@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import cv2
@@ -62,7 +63,8 @@ def test_resume_and_scaled_lr(coco, checkpoint):
 
 
 def test_mim_of_mmdet_tests_our_config(coco, checkpoint):
-    done = mim('test', 'onedl-mmdetection', CONFIG, '-C', checkpoint, '--work-dir', 'by_mim',
+    package, = packages_distributions()['mmdet']  # onedl-mmdetection, or OpenMMLab's mmdet
+    done = mim('test', package, CONFIG, '-C', checkpoint, '--work-dir', 'by_mim',
                *SMALL, cwd=coco)
     assert done.returncode == 0, done.stderr
     assert 'coco/segm_mAP' in metrics(coco / 'by_mim')
