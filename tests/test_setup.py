@@ -26,7 +26,7 @@ folder=${{folder%% *}}
 case "$*" in
   *'import os, sysconfig'*) echo {answer} ;;
   '-m venv '*)
-    venv=${{*##* }}
+    venv=${{!#}}
     mkdir -p $venv/bin $venv/lib/python3/site-packages/torch/include
     cp '{path}' $venv/bin/python
     ;;
@@ -417,7 +417,7 @@ def test_requirements_are_pinned(name):
 
 
 def test_no_machine_in_requirements():
-    for path in (ROOT / 'requirements').iterdir():
+    for path in (ROOT / 'requirements').rglob('*.txt'):
         assert not re.search(r'://|--|file:|@', path.read_text()), path
 
 

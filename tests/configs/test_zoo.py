@@ -1,10 +1,14 @@
 """Every config: its values at full size, a training step and a prediction on small images."""
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import load
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -111,6 +115,34 @@ def test_detectors_parameters_are_those_reported_by_the_paper(name, millions):
     _, model = build(f'{name}_fpn_1x_coco.py')
     rel = 1e-4 if 'retinanet' in name else 0.01
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=rel)
+
+
+METAFILES = sorted(CONFIGS.glob('*/metafile.yml'))
+
+
+@pytest.mark.parametrize('path', METAFILES, ids=lambda path: path.parent.name)
+def test_metafiles_have_the_parameters_of_their_models(path):
+    models = load(path)['Models']
+    names = {str(path.parent / f'{Path(model["Config"]).stem}.py') for model in models}
+    assert names == {str(p) for p in path.parent.glob('*.py') if 'digits' not in p.stem}
+    for model in models:
+        _, built = build(model['Config'].replace('configs/', '', 1))
+        count = sum(p.numel() for p in built.parameters())
+        assert model['Metadata']['Parameters'] == count, model['Name']
+
+
+@pytest.mark.parametrize('name, shape', [
+    ('retinanet/rest_lite_fpn_1x_coco.py', (800, 1280)),
+    ('semantic_fpn/rest_small_fpn_8xb4_40k_ade20k.py', (512, 512)),
+    ('upernet/rest_small_8xb2_160k_ade20k.py', (512, 512))])
+def test_metafiles_have_the_flops_that_the_script_measures(name, shape):
+    model = next(m for m in load(CONFIGS / name.split('/')[0] / 'metafile.yml')['Models']
+                 if m['Config'] == f'configs/{name}')
+    script = CONFIGS.parent / 'tools/analysis_tools/count_flops.py'
+    done = subprocess.run([sys.executable, script, CONFIGS / name, '--shape', *map(str, shape)],
+                          capture_output=True, text=True, check=True)
+    published = float(re.search(r'FLOPs ([\d.]+) G as published', done.stdout)[1])
+    assert model['Metadata']['FLOPs'] == pytest.approx(published * 1e9, rel=1e-4)
 
 
 @pytest.mark.parametrize('name', ['rest_small_fpn_8xb4_40k', 'rest_base_fpn_8xb4_40k'])
