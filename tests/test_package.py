@@ -1,10 +1,15 @@
 """What importing mmrest needs and says."""
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
 
 import mmrest
 
@@ -34,24 +39,60 @@ def test_public_names():
     assert all(hasattr(mmrest, name) for name in mmrest.__all__)
 
 
-def test_a_wheel_from_the_sdist_has_what_mim_looks_for(tmp_path):
-    shutil.copytree(ROOT, tmp_path / 'copy', symlinks=True, ignore=shutil.ignore_patterns(
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """A wheel that was built from the sdist of a copy of the checkout."""
+    folder = tmp_path_factory.mktemp('wheel')
+    shutil.copytree(ROOT, folder / 'copy', symlinks=True, ignore=shutil.ignore_patterns(
         '.*venv*', '.git', '.setup', '.mim', 'data', 'work_dirs', 'build', '*.egg-info'))
     build = 'from setuptools import build_meta; print(build_meta.build_{}({!r}))'
-    sdist = subprocess.run([sys.executable, '-c', build.format('sdist', str(tmp_path))],
-                           cwd=tmp_path / 'copy', capture_output=True, text=True, check=True)
-    with tarfile.open(tmp_path / sdist.stdout.splitlines()[-1]) as archive:
-        archive.extractall(tmp_path / 'unpacked')
-    source, = (tmp_path / 'unpacked').iterdir()
-    wheel = subprocess.run([sys.executable, '-c', build.format('wheel', str(tmp_path))],
+    sdist = subprocess.run([sys.executable, '-c', build.format('sdist', str(folder))],
+                           cwd=folder / 'copy', capture_output=True, text=True, check=True)
+    with tarfile.open(folder / sdist.stdout.splitlines()[-1]) as archive:
+        archive.extractall(folder / 'unpacked')
+    source, = (folder / 'unpacked').iterdir()
+    wheel = subprocess.run([sys.executable, '-c', build.format('wheel', str(folder))],
                            cwd=source, capture_output=True, text=True, check=True)
-    names = zipfile.ZipFile(tmp_path / wheel.stdout.splitlines()[-1]).namelist()
+    return zipfile.ZipFile(folder / wheel.stdout.splitlines()[-1])
+
+
+def test_a_wheel_from_the_sdist_has_what_mim_looks_for(wheel):
+    names = wheel.namelist()
     got = {name.split('.mim/')[1] for name in names if '.mim/' in name}
     want = {str(path.relative_to(ROOT)) for folder in ('configs', 'tools')
             for path in (ROOT / folder).rglob('*')
             if path.is_file() and '__pycache__' not in path.parts}
     assert got == want | {'model-index.yml'}
     assert 'mmrest/models/rest.py' in names and not any('tests' in name for name in names)
+
+
+def test_mim_runs_an_installed_config_by_name(wheel, tmp_path):
+    wheel.extractall(tmp_path / 'site')  # as pip does; found before the editable install
+    for split in ('train', 'val'):
+        for digit in range(10):
+            folder = tmp_path / 'data' / split / str(digit)
+            folder.mkdir(parents=True)
+            for i in range(4):
+                image = np.full((48, 48, 3), 20 * digit, np.uint8)
+                cv2.imwrite(str(folder / f'{i}.png'), image)
+    options = ['--work-dir', 'out', '--cfg-options', 'train_cfg.max_iters=2'] + [
+        f'{split}_dataloader.{option}' for split in ('train', 'val', 'test')
+        for option in ('num_workers=0', 'persistent_workers=False', 'dataset.data_root=data')
+    ]
+
+    def mim(*args):
+        done = subprocess.run(
+            [Path(sys.executable).with_name('mim'), *args, *options], cwd=tmp_path, text=True,
+            capture_output=True, env=dict(os.environ, PYTHONPATH=str(tmp_path / 'site')))
+        assert done.returncode == 0, done.stderr
+        assert f"codebase mmrest, will use {tmp_path / 'site'}" in done.stdout
+        return done.stdout
+
+    log = mim('train', 'mmrest', 'rest_lite_digits.py')
+    assert 'Training finished successfully' in log
+    log = mim('test', 'mmrest', 'rest_lite_digits.py', '-C', 'out/iter_2.pth')
+    assert 'Testing finished successfully' in log
+    assert any('accuracy/top1' in path.read_text() for path in (tmp_path / 'out').glob('*/*.json'))
 
 
 def test_the_editable_install_leads_to_the_checkout():

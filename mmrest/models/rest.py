@@ -212,6 +212,7 @@ class ResT(BaseModule):
         self.apply(_init_module)
         for module in self._frozen_modules():
             module.requires_grad_(False)
+        self.train()
 
     def init_weights(self) -> None:
         """Apply ``init_cfg``; 'Pretrained' reads its file without running code in it."""

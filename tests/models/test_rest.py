@@ -238,6 +238,8 @@ def test_frozen_stages(frozen_stages):
     model = tiny(frozen_stages=frozen_stages, drop_path_rate=0.5)
     names = ['stem', 'stage1', 'norm1', 'patch_embed_2', 'stage2', 'norm2']
     frozen = names[:[0, 1, 3, 6][frozen_stages + 1]]
+    for name, module in model.named_children():  # before the first call of train(), too
+        assert module.training == (name not in frozen)
     assert model.train() is model
     before = copy.deepcopy(model.state_dict())
     sum(x.square().sum() for x in model(torch.randn(2, 3, 32, 32).requires_grad_())).backward()
@@ -252,7 +254,9 @@ def test_frozen_stages(frozen_stages):
 
 
 def test_norm_eval_keeps_statistics():
-    model = tiny(norm_eval=True).train()
+    model = tiny(norm_eval=True)
+    assert not model.stem.norm1.training
+    assert model.train() is model
     before = copy.deepcopy(model.state_dict())
     model(torch.randn(2, 3, 32, 32))
     for name, value in model.state_dict().items():

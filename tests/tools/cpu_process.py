@@ -1,4 +1,5 @@
 """Runs a script as one of several processes on a CPU; MMEngine's launcher picks a GPU first."""
+import os
 import runpy
 import sys
 
@@ -6,4 +7,5 @@ import torch
 
 torch.cuda.set_device = lambda device: None
 sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name='__main__')
