@@ -92,7 +92,8 @@ def test_mim_runs_an_installed_config_by_name(wheel, tmp_path):
     assert 'Training finished successfully' in log
     log = mim('test', 'mmrest', 'rest_lite_digits.py', '-C', 'out/iter_2.pth')
     assert 'Testing finished successfully' in log
-    assert any('accuracy/top1' in path.read_text() for path in (tmp_path / 'out').glob('*/*.json'))
+    logs = (tmp_path / 'out').glob('*/*.json')
+    assert any('accuracy/top1' in path.read_text() for path in logs)
 
 
 def test_the_editable_install_leads_to_the_checkout():

@@ -65,7 +65,8 @@ def test_gradients_are_those_of_the_joined_batch(tmp_path):
     two = torch.load(out, weights_only=True)
     assert len(two) == len(list(model.parameters()))
     for name, p in model.named_parameters():
-        assert_close(two[name], p.grad, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f'{n}: {m}')
+        assert_close(
+            two[name], p.grad, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f'{n}: {m}')
     assert two['head.fc.weight'].abs().max() > 1e-4
 
 

@@ -6,7 +6,6 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import cv2
 import mmdet
 import numpy as np
 import pytest
@@ -18,8 +17,9 @@ STOCK = Path(mmdet.__file__).parent / '.mim/tools'
 
 
 def mim(*args, cwd):
-    return subprocess.run([Path(sys.executable).with_name('mim'), *map(str, args)], cwd=cwd,
-                          text=True, capture_output=True, env=dict(os.environ, LC_ALL='C.UTF-8'))
+    command = [Path(sys.executable).with_name('mim'), *map(str, args)]
+    env = dict(os.environ, LC_ALL='C.UTF-8')
+    return subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True)
 
 
 def metrics(folder):
