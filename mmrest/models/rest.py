@@ -14,6 +14,7 @@
 
 Modules and parameters carry the names of the published code, so that its weights fit.
 """
+import os
 import re
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
@@ -24,6 +25,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..ops import describe_backend
 from .checkpoint import load_pretrained
 from .layers import (
     EMSA,
@@ -124,9 +126,13 @@ class ResT(BaseModule):
             'emsa_plain' (without the 1x1 convolution too) or 'msa' (nor a reduction).
         img_size (int | tuple[int, int]): Height and width of every image where
             ``position='le'``; the others take any size.
+        backend (str, optional): What computes the attention: 'reference', 'chunked',
+            'triton' or 'auto', see :func:`~mmrest.ops.emsa_attention`. ``None`` takes
+            the environment variable MMREST_ATTENTION_BACKEND, or 'auto' without one.
 
     Raises:
         TypeError, ValueError: An argument is not of the kind or in the range above.
+        RuntimeError: The backend asked for cannot run on this machine.
     """
 
     # Table 1 of the paper; drop_path_rate is the one of its ImageNet training.
@@ -158,7 +164,8 @@ class ResT(BaseModule):
                  stem: str = 'rest',
                  position: str = 'pa',
                  attention: str = 'emsa',
-                 img_size: Union[int, Tuple[int, int]] = 224):
+                 img_size: Union[int, Tuple[int, int]] = 224,
+                 backend: Optional[str] = None):
         super().__init__(init_cfg)
         self.arch = arch if isinstance(arch, str) else 'custom'
         settings = self._arch_settings(arch)
@@ -187,6 +194,8 @@ class ResT(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
+        if backend is None:
+            backend = os.environ.get('MMREST_ATTENTION_BACKEND', 'auto')
 
         last_block = max(sum(depths) - 1, 1)
         drop_paths = (drop_path_rate * i / last_block for i in range(sum(depths)))
@@ -198,7 +207,10 @@ class ResT(BaseModule):
             else:
                 embed = PatchEmbed(embed_dims[i - 1], dims, pos)
                 self.add_module(f'patch_embed_{i + 1}', embed)
-            emsa = dict(num_heads=settings['num_heads'][i], sr_ratio=settings['sr_ratios'][i])
+            emsa = dict(
+                num_heads=settings['num_heads'][i],
+                sr_ratio=settings['sr_ratios'][i],
+                backend=backend)
             emsa.update(ATTENTIONS[attention])
             mlp_ratio = settings['mlp_ratios'][i]
             blocks = [
@@ -213,6 +225,7 @@ class ResT(BaseModule):
         for module in self._frozen_modules():
             module.requires_grad_(False)
         self.train()
+        print_log(f"ResT's attention: {describe_backend(backend)}", 'current')
 
     def init_weights(self) -> None:
         """Apply ``init_cfg``; 'Pretrained' reads its file without running code in it."""

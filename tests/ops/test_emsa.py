@@ -1,15 +1,26 @@
+import copy
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
+from mmrest import EMSA
 from mmrest.ops import emsa_attention
+from mmrest.ops.emsa import attention, chunked
+
+BACKENDS = ['reference', 'chunked']
+# B, h, N, M, d: no powers of two, and every value of each that the models have.
+SHAPES = [(2, 2, 63, 49, 16), (1, 3, 111, 60, 60), (2, 4, 1, 49, 64), (1, 8, 63, 1, 96),
+          (3, 1, 7, 4, 5), (1, 8, 1055, 60, 64), (2, 2, 1055, 49, 96)]
 
 
 def published(q, k, v, mix, bias, eps=1e-5):
     attn = q @ k.transpose(-2, -1) * q.shape[-1]**-0.5
-    attn = nn.functional.conv2d(attn, mix[:, :, None, None], bias).softmax(-1)
-    return nn.functional.instance_norm(attn, eps=eps) @ v
+    attn = F.conv2d(attn, mix[:, :, None, None], bias).softmax(-1)
+    return F.instance_norm(attn, eps=eps) @ v
 
 
 def draw(B, h, N, M, d, dtype=torch.double):
@@ -21,39 +32,280 @@ def draw(B, h, N, M, d, dtype=torch.double):
     return [x.requires_grad_() for x in (q, k, v, mix, bias)]
 
 
-@pytest.mark.parametrize('shape', [(2, 2, 63, 49, 16), (1, 3, 111, 60, 60), (2, 4, 1, 49, 8),
-                                   (1, 8, 63, 1, 5), (3, 1, 7, 4, 2)])
-def test_agrees_with_the_published_steps(shape):
+def results(function, inputs, **kwargs):
+    """The output and all five gradients of a sum with fixed weights."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    out = function(*inputs, **kwargs)
+    torch.manual_seed(1)
+    weight = torch.randn(out.shape, dtype=torch.double).to(out.dtype)
+    return [out, *torch.autograd.grad((out * weight).sum(), inputs)]
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('shape', SHAPES)
+def test_agrees_with_the_published_steps(shape, backend):
     inputs = draw(*shape)
-    got, want = emsa_attention(*inputs), published(*inputs)
-    assert_close(got, want, rtol=1e-9, atol=1e-10)
-    weight = torch.randn_like(got)
-    for a, b in zip(torch.autograd.grad((got * weight).sum(), inputs),
-                    torch.autograd.grad((want * weight).sum(), inputs)):
-        assert_close(a, b, rtol=1e-7, atol=1e-9)
+    got, want = results(emsa_attention, inputs, backend=backend), results(published, inputs)
+    for a, b in zip(got, want):
+        assert_close(a, b, rtol=1e-10, atol=1e-10 * b.abs().max().item() + 1e-10)
+
+
+def errors(got, want):
+    """Largest and RMS error, in units of the largest value wanted."""
+    error = (got.double() - want).abs() / max(want.abs().max().item(), 1e-3)
+    return error.max().item(), error.square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize('backend', BACKENDS[1:])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('shape', [*SHAPES, (2, 2, 64, 4, 64), (4, 8, 4, 4, 64)])
+def test_is_no_further_off_than_twice_the_reference(shape, dtype, backend):
+    """The last two shapes are a 64 pixel image's; a difference of sums would cancel there."""
+    inputs = [x.detach().to(dtype) for x in draw(*shape)]
+    want = results(published, [x.double() for x in inputs])
+    got = results(emsa_attention, inputs, backend=backend)
+    reference = results(emsa_attention, inputs, backend='reference')
+    for name, x, y, z in zip(('out', 'dq', 'dk', 'dv', 'dmix', 'dbias'), got, reference, want):
+        assert x.dtype == dtype
+        for off, allowed in zip(errors(x, z), errors(y, z)):
+            assert off <= max(2 * allowed, 1e-5), (name, off, allowed)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_any_strides(backend):
+    inputs = draw(2, 2, 31, 9, 6)
+    strange = [
+        inputs[0].detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+        inputs[1].detach().repeat_interleave(2, dim=3)[..., ::2],
+        inputs[2].detach()[:1].expand(2, -1, -1, -1),
+        inputs[3].detach().t().contiguous().t(),
+        inputs[4].detach().repeat_interleave(3)[::3],
+    ]
+    for got, want in zip(results(emsa_attention, strange, backend=backend),
+                         results(published, [x.contiguous() for x in strange])):
+        assert_close(got, want)
+    # An incoming gradient of strange strides, too: of stride 0 here.
+    q = inputs[0].detach().requires_grad_()
+    emsa_attention(q, *inputs[1:], backend=backend).sum().backward()
+    assert_close(q.grad, torch.autograd.grad(published(*inputs).sum(), inputs[0])[0])
+
+
+@pytest.mark.parametrize('rows', [1, 3, 100])
+def test_blocks_of_any_size_give_the_same(rows, monkeypatch):
+    inputs = draw(3, 2, 10, 4, 5)
+    monkeypatch.setattr(chunked, 'BLOCK', rows * 2 * 4)
+    for got, want in zip(results(emsa_attention, inputs, backend='chunked'),
+                         results(published, inputs)):
+        assert_close(got, want)
+    blocks = list(chunked._blocks(3, 2, 10, 4))
+    assert len(blocks) == {1: 30, 3: 12, 100: 1}[rows]
+    seen = torch.zeros(3, 10)
+    for b, n in blocks:
+        seen[b, n] += 1
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize('mixed, normalize', [(False, True), (True, False)])
+def test_mixing_and_norm_come_apart(mixed, normalize):
+    q, k, v, mix, _ = draw(2, 3, 17, 5, 4)
+    inputs = (q, k, v, mix) if mixed else (q, k, v)
+
+    def steps(q, k, v, mix=None):
+        attn = q @ k.transpose(-2, -1) / 2
+        if mixed:
+            attn = torch.einsum('ij,bjnm->binm', mix, attn)
+        attn = attn.softmax(-1)
+        return (F.instance_norm(attn) if normalize else attn) @ v
+
+    want = results(steps, inputs)
+    for backend in BACKENDS:
+        got = results(emsa_attention, inputs, normalize=normalize, backend=backend)
+        for a, b in zip(got, want):
+            assert_close(a, b)
 
 
 def test_gradcheck():
-    assert torch.autograd.gradcheck(emsa_attention, draw(1, 2, 5, 3, 2))
+    for shape in [(1, 2, 5, 3, 2), (2, 1, 1, 1, 3)]:
+        assert torch.autograd.gradcheck(
+            lambda *inputs: emsa_attention(*inputs, backend='chunked'), draw(*shape))
 
 
-def test_a_map_of_one_element_is_zero():
-    inputs = draw(2, 2, 1, 1, 4)
-    out = emsa_attention(*inputs)
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_a_map_of_one_element_is_zero(backend):
+    out, *grads = results(emsa_attention, draw(2, 2, 1, 1, 4), backend=backend)
     assert not out.any()
-    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.sum(), inputs))
+    assert all(torch.isfinite(g).all() for g in grads)
 
 
-def test_without_mixing_and_norm_it_is_attention():
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_extreme_scores_stay_finite(backend, dtype):
+    inputs = [x.detach().to(dtype) for x in draw(1, 2, 33, 7, 16)]
+    q, k, v, mix, bias = inputs
+    constant = torch.ones_like(k)
+    for case in ((q * 1e4, k, v), (q * 0, k, v), (q, constant, v), (q, k, constant),
+                 (q * 1e4, constant, v * 0)):
+        for x in results(emsa_attention, (*case, mix, bias), backend=backend):
+            assert torch.isfinite(x).all()
+    # One key takes all: P is one-hot, its mean 1/7 and its variance 6/49.
+    sharp = results(emsa_attention, [1e4 * q.float(), k.float(), v.float(), mix.float(),
+                                     bias.float()], backend=backend)[0]
+    want = published(*(x.double() for x in (1e4 * q.float(), k, v, mix, bias)))
+    assert_close(sharp.double(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_attention_is_pytorchs_own(monkeypatch):
     q, k, v, _, _ = draw(2, 2, 9, 5, 4)
+    calls = []
+    monkeypatch.setattr(attention.F, 'scaled_dot_product_attention', lambda *args, **kwargs: (
+        calls.append(kwargs) or torch.zeros(())))
+    for backend in BACKENDS:
+        emsa_attention(q, k, v, normalize=False, scale=0.3, backend=backend)
+    assert calls == [dict(scale=0.3)] * len(BACKENDS)
+    monkeypatch.undo()
     want = (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
     assert_close(emsa_attention(q, k, v, normalize=False, scale=0.3), want)
 
 
-def test_statistics_of_bfloat16_inputs_are_taken_in_float32():
-    inputs = [x.detach() for x in draw(1, 2, 63, 49, 16)]
-    low = [x.bfloat16() for x in inputs]
-    got, want = emsa_attention(*low), published(*(x.double() for x in low))
-    assert got.dtype == torch.bfloat16
-    error = (got.double() - want).square().mean().sqrt() / want.square().mean().sqrt()
-    assert error < 0.02
+@pytest.mark.parametrize('backend, seen', [('reference', 2 * 3000 * 500), ('chunked', 2**18)])
+def test_chunked_never_holds_a_map(backend, seen):
+    """Neither forward nor backward; the reference shows that the watch works."""
+    inputs = draw(1, 2, 3000, 500, 2, torch.float32)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        emsa_attention(*inputs, backend=backend).sum().backward()
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 0.9 * seen < largest / 4 <= seen
+
+
+def compiled_and_eager(function, inputs):
+    return zip(results(torch.compile(function, fullgraph=True, dynamic=None), inputs),
+               results(function, inputs))
+
+
+@pytest.mark.parametrize('backend', ['auto', 'chunked'])
+def test_compiles_whole_and_once_for_ten_sizes(backend):
+    """The second size may compile anew, for dynamic sizes; the eight after it must not."""
+    torch._dynamo.reset()
+
+    def function(*inputs):
+        return emsa_attention(*inputs, backend=backend)
+
+    graphs = []
+    compiled = torch.compile(
+        function, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
+    for i in range(10):
+        inputs = draw(2, 4, 36 + 5 * i, 9 + 2 * i, 8)
+        for got, want in zip(results(compiled, inputs), results(published, inputs)):
+            assert_close(got, want)
+    assert len(graphs) <= 2
+
+
+def test_inductor_gives_the_same():
+    torch._dynamo.reset()
+    inputs = draw(1, 2, 21, 6, 4)
+    compiled = torch.compile(emsa_attention, fullgraph=True)
+    for got, want in zip(results(compiled, inputs), results(published, inputs)):
+        assert_close(got, want)
+
+
+def test_custom_operators_hold_what_they_promise():
+    q, k, v, mix, _ = (x.detach() for x in draw(1, 2, 7, 3, 4))
+    for m, normalize in itertools.product((mix, None), (True, False)):
+        args = (q, k, v, m, 0.5, normalize, 1e-5)
+        torch.library.opcheck(chunked.chunked_forward, args)
+        out, r = chunked.chunked_forward(*args)
+        torch.library.opcheck(
+            chunked.chunked_backward, (q, out, r, q, k, v, m, 0.5, normalize))
+
+
+class Attention(nn.Module):
+
+    def forward(self, *inputs):
+        return emsa_attention(*inputs)
+
+
+def test_exports_with_dynamic_sizes(monkeypatch):
+    inputs = [x.detach() for x in draw(2, 2, 21, 6, 4)]
+    B, N, M = (torch.export.Dim(name, min=1, max=9999) for name in 'BNM')
+    exported = torch.export.export(Attention(), tuple(inputs), dynamic_shapes=(
+        (dict(enumerate((B, None, N))), dict(enumerate((B, None, M))),
+         dict(enumerate((B, None, M))), None, None), ))
+    assert 'mmrest' not in exported.graph_module.code
+    for shape in [(1, 2, 1, 3, 4), (3, 2, 77, 19, 4)]:
+        inputs = [x.detach() for x in draw(*shape)]
+        assert_close(exported.module()(*inputs), published(*inputs))
+    traced = torch.jit.trace(Attention(), tuple(inputs))
+    inputs = [x.detach() for x in draw(1, 2, 5, 2, 4)]
+    assert_close(traced(*inputs), published(*inputs))
+
+
+@pytest.mark.parametrize('use_reentrant', [False, True])
+def test_activation_checkpointing(use_reentrant):
+    inputs = draw(2, 2, 31, 9, 6)
+
+    def function(*inputs):
+        return torch.utils.checkpoint.checkpoint(
+            emsa_attention, *inputs, use_reentrant=use_reentrant)
+
+    for got, want in zip(results(function, inputs), results(published, inputs)):
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    torch.manual_seed(0)
+    module = EMSA(32, 4, 2)
+    x = torch.randn(2, 48, 32)
+    want = module(x, (6, 8))
+    grads = []
+    for backend in BACKENDS:
+        module.backend = backend
+        module.zero_grad()
+        with torch.autocast('cpu', dtype=dtype):
+            out = module(x, (6, 8))
+        assert out.dtype == dtype
+        assert_close(out.float(), want, rtol=0.05, atol=0.05 * want.abs().max().item())
+        out.float().square().sum().backward()
+        grads.append({name: p.grad for name, p in module.named_parameters()})
+        assert all(g.dtype == torch.float32 for g in grads[-1].values())
+    for name, grad in grads[0].items():
+        bound = 0.05 * grad.abs().max().item() + 1e-3
+        assert_close(grads[1][name], grad, rtol=0.05, atol=bound)
+
+
+def test_every_parameter_gets_a_gradient():
+    """The mixing bias a zero: DistributedDataParallel stops at parameters without."""
+    module = EMSA(16, 2, backend='chunked')
+    module(torch.randn(1, 12, 16), (3, 4)).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+    assert not module.transform_conv.bias.grad.any()
+
+
+def test_a_second_derivative_is_refused():
+    q, *rest = draw(1, 2, 5, 3, 2)
+    grad, = torch.autograd.grad(
+        emsa_attention(q, *rest, backend='chunked').sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        grad.sum().backward()
+
+
+def test_wrong_arguments_are_named():
+    q, k, v, mix, bias = draw(2, 2, 9, 5, 4)
+    for wrong, message in [
+        (dict(q=q[0]), r'q of shape \(2, 9, 4\)'),
+        (dict(k=k[:1]), r'k of shape \(1, 2, 5, 4\) must be \(2, 2, M, 4\)'),
+        (dict(k=k[..., :3]), r'k of shape \(2, 2, 5, 3\)'),
+        (dict(v=v[:, :, :3]), r'v of shape \(2, 2, 3, 4\) must have the shape of k'),
+        (dict(mix=mix[:1]), r'mix of shape \(1, 2\) must be \(2, 2\)'),
+        (dict(bias=bias[:1]), r'bias of shape \(1,\) must be \(2,\)'),
+        (dict(backend='fast'), "backend='fast' must be one of"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            emsa_attention(**{**dict(q=q, k=k, v=v, mix=mix, bias=bias), **wrong})
+    with pytest.raises(TypeError, match="k's dtype torch.float32 must be that of q"):
+        emsa_attention(q, k.float(), v)
+
+
+def test_deep_copies_keep_the_backend():
+    module = EMSA(16, 2, backend='reference')
+    assert copy.deepcopy(module).backend == 'reference'

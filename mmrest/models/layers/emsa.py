@@ -2,7 +2,7 @@ from typing import Tuple
 
 from torch import Tensor, nn
 
-from ...ops import emsa_attention
+from ...ops import check_backend, emsa_attention
 from .layout import image_to_tokens, tokens_to_image
 
 
@@ -21,9 +21,12 @@ class EMSA(nn.Module):
             s // 2 (so that an odd s needs sides of 2 or more); 1 leaves it out.
         mix_heads (bool): Have the 1x1 convolution over heads (table 6 leaves it out).
         normalize (bool): Have the instance normalisation (likewise).
+        backend (str): What computes it, see :func:`~mmrest.ops.emsa_attention`.
 
     Raises:
-        ValueError: If ``embed_dims`` is no multiple of ``num_heads``.
+        ValueError: ``embed_dims`` is no multiple of ``num_heads``, or there is no such
+            backend.
+        RuntimeError: The backend cannot run on this machine.
     """
 
     def __init__(self,
@@ -31,8 +34,11 @@ class EMSA(nn.Module):
                  num_heads: int,
                  sr_ratio: int = 1,
                  mix_heads: bool = True,
-                 normalize: bool = True):
+                 normalize: bool = True,
+                 backend: str = 'auto'):
         super().__init__()
+        check_backend(backend)
+        self.backend = backend
         if embed_dims % num_heads:
             raise ValueError(
                 f'embed_dims={embed_dims} must be a multiple of num_heads={num_heads}')
@@ -68,5 +74,6 @@ class EMSA(nn.Module):
         mix = bias = None
         if self.mix_heads:
             mix, bias = self.transform_conv.weight.view(h, h), self.transform_conv.bias
-        out = emsa_attention(q, k, v, mix, bias, normalize=self.normalize)  # (B, h, N, d)
+        out = emsa_attention(  # (B, h, N, d)
+            q, k, v, mix, bias, normalize=self.normalize, backend=self.backend)
         return self.proj(out.transpose(1, 2).reshape(B, N, C))

@@ -1,3 +1,3 @@
-from .reference import emsa_attention
+from .attention import check_backend, describe_backend, emsa_attention
 
-__all__ = ['emsa_attention']
+__all__ = ['check_backend', 'describe_backend', 'emsa_attention']
