@@ -239,13 +239,11 @@ def test_exports_with_dynamic_sizes(monkeypatch):
     assert_close(traced(*inputs), published(*inputs))
 
 
-@pytest.mark.parametrize('use_reentrant', [False, True])
-def test_activation_checkpointing(use_reentrant):
+def test_activation_checkpointing():
     inputs = draw(2, 2, 31, 9, 6)
 
     def function(*inputs):
-        return torch.utils.checkpoint.checkpoint(
-            emsa_attention, *inputs, use_reentrant=use_reentrant)
+        return torch.utils.checkpoint.checkpoint(emsa_attention, *inputs, use_reentrant=False)
 
     for got, want in zip(results(function, inputs), results(published, inputs)):
         assert_close(got, want)
@@ -253,24 +251,26 @@ def test_activation_checkpointing(use_reentrant):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_autocast(dtype):
+    """No further off, again; some gradients (the key's bias) are zero but for rounding."""
     torch.manual_seed(0)
     module = EMSA(32, 4, 2)
     x = torch.randn(2, 48, 32)
-    want = module(x, (6, 8))
-    grads = []
-    for backend in BACKENDS:
+
+    def run(backend, enabled=True):
         module.backend = backend
         module.zero_grad()
-        with torch.autocast('cpu', dtype=dtype):
+        with torch.autocast('cpu', dtype=dtype, enabled=enabled):
             out = module(x, (6, 8))
-        assert out.dtype == dtype
-        assert_close(out.float(), want, rtol=0.05, atol=0.05 * want.abs().max().item())
+        assert out.dtype == (dtype if enabled else torch.float32)
         out.float().square().sum().backward()
-        grads.append({name: p.grad for name, p in module.named_parameters()})
-        assert all(g.dtype == torch.float32 for g in grads[-1].values())
-    for name, grad in grads[0].items():
-        bound = 0.05 * grad.abs().max().item() + 1e-3
-        assert_close(grads[1][name], grad, rtol=0.05, atol=bound)
+        return [out.detach(), *(p.grad for p in module.parameters())]
+
+    want = run('reference', enabled=False)
+    reference = run('reference')
+    for backend in BACKENDS[1:]:
+        for x_, y, z in zip(run(backend), reference, want):
+            for off, allowed in zip(errors(x_, z.double()), errors(y, z.double())):
+                assert off <= max(2 * allowed, 1e-5)
 
 
 def test_every_parameter_gets_a_gradient():
@@ -284,7 +284,7 @@ def test_every_parameter_gets_a_gradient():
 def test_a_second_derivative_is_refused():
     q, *rest = draw(1, 2, 5, 3, 2)
     grad, = torch.autograd.grad(
-        emsa_attention(q, *rest, backend='chunked').sum(), q, create_graph=True)
+        emsa_attention(q, *rest, backend='chunked').square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         grad.sum().backward()
 

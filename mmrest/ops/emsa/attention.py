@@ -7,6 +7,11 @@ from torch import Tensor
 from .chunked import Chunked
 from .reference import reference_attention
 
+try:
+    from . import triton
+except ImportError as error:  # no wheels of Triton for this platform
+    triton, NO_TRITON = None, f'the package triton cannot be imported ({error})'
+
 BACKENDS = ('auto', 'reference', 'chunked', 'triton')
 
 
@@ -51,34 +56,55 @@ def emsa_attention(
         ValueError: Shapes do not fit each other, or there is no such backend.
         RuntimeError: The backend asked for cannot run here.
     """
-    _check_tensors(q, k, v, mix, bias)
+    if not torch.jit.is_tracing():  # which warns of every comparison of sizes
+        _check_tensors(q, k, v, mix, bias)
     check_backend(backend)
     scale = q.shape[-1]**-0.5 if scale is None else scale
     if mix is None and not normalize:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     if backend == 'auto':
         backend = _choose(q)
+    args = (q, k, v, mix, bias, scale, normalize, eps)
     if backend == 'reference':
-        return reference_attention(q, k, v, mix, bias, scale, normalize, eps)
-    return Chunked.apply(q, k, v, mix, bias, scale, normalize, eps)
+        return reference_attention(*args)
+    if backend == 'chunked':
+        return Chunked.apply(*args)
+    reason = triton.why_not(q)
+    if reason:
+        raise RuntimeError(f"backend='triton' cannot run: {reason}")
+    return triton.Triton.apply(*args)
 
 
 def check_backend(backend: str) -> None:
-    """Raise where there is no such backend, or it cannot run on this machine."""
+    """Raise where there is no such backend, or it cannot run on this machine.
+
+    Args:
+        backend (str): As :func:`emsa_attention` takes it.
+
+    Raises:
+        ValueError: There is no such backend.
+        RuntimeError: It is 'triton', and the package is not installed.
+    """
     if backend not in BACKENDS:
         raise ValueError(f'backend={backend!r} must be one of {BACKENDS}')
+    if backend == 'triton' and triton is None:
+        raise RuntimeError(f"backend='triton' cannot run: {NO_TRITON}")
 
 
 def describe_backend(backend: str) -> str:
     """What a model's attention will run on, in words for its log."""
     if backend != 'auto':
         return f"backend '{backend}'"
-    return "backend 'auto': 'chunked'"
+    if triton is None:
+        return f"backend 'auto', which is 'chunked' ({NO_TRITON})"
+    return "backend 'auto', which is 'triton' on CUDA, 'chunked' elsewhere"
 
 
 def _choose(q: Tensor) -> str:
     if _is_exporting():
         return 'reference'
+    if q.is_cuda and triton is not None and triton.why_not(q) is None:
+        return 'triton'
     return 'chunked'
 
 
