@@ -258,7 +258,7 @@ build_mmcv() {
   ((${memory:-$jobs} >= jobs)) || jobs=$((memory > 1 ? memory : 1))
   export MAX_JOBS=${MAX_JOBS:-$jobs} MMCV_WITH_OPS=1 FORCE_CUDA=${FORCE_CUDA:-0}
   say "      no ready-made wheel fits: compiling it with $MAX_JOBS job(s), once;"
-  say "      about 25 minutes of one core, and what is compiled is kept"
+  say "      about 20 minutes of one core, and what is compiled is kept"
 
   # The sources stay until the wheel is there, so that a build that was
   # interrupted goes on where it stopped.
@@ -305,7 +305,7 @@ set_up() {
   mkdir -p "$TMPDIR"
 
   say "Setting up $venv with Python $version ($base); log: $log"
-  say "It takes 5 to 15 minutes and some 8 GB of disk, plus half an hour where"
+  say "It takes 3 to 15 minutes and some 8 GB of disk, plus 10 to 30 where"
   say "mmcv has to be compiled. Interrupting is safe: the next call redoes it."
 
   begin 'virtual environment and build tools (seconds)'

@@ -3,7 +3,7 @@
 The kernels see every tensor as tokens, (B, N, h, d) contiguous, C = h d, and these symbols:
 
     T   mixed scores of head i       P   softmax of T       C   P - 1/M
-    vc  values less their mean       r   1 / sqrt(var + eps), one per image and head
+    r   1 / sqrt(var + eps), one per image and head
 """
 from typing import Optional, Tuple
 
@@ -46,31 +46,38 @@ def mixed_scores(q, k, mix, i, n, m, N, M, scale, h: tl.constexpr, d: tl.constex
 
 
 @triton.jit
-def forward_kernel(q, k, vc, mix, out, squares, lse, scale, N, M,
+def forward_kernel(q, k, v, mean, mix, out, squares, lse, scale, N, M,
                    h: tl.constexpr, d: tl.constexpr, D: tl.constexpr, MIX: tl.constexpr,
-                   PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-                   ONE_BLOCK: tl.constexpr):
-    """P vc, sum_j C^2 and the logarithm of softmax's denominator, of a block of queries."""
+                   NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
+                   COLS: tl.constexpr, ONE_BLOCK: tl.constexpr):
+    """C v (P v unless NORMALIZE), sum_j C^2 and the logarithm of softmax's denominator.
+
+    Of a block of queries. P is often nearly 1 / M, of which 16 bits would leave nothing but
+    rounding. So what meets v is P less a level of about 1 / M, and the mean of v makes up for
+    it: P v = (P - level) v + level M mean(v).
+    """
     i = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     e = tl.arange(0, D)
     q += b * N * h * d
     k += b * M * h * d
-    vc += b * M * h * d + i * d
+    v += b * M * h * d + i * d
     if ONE_BLOCK:  # where M is small, the sum of p^2 less 1/M would cancel
         m = tl.arange(0, COLS)
         t = mixed_scores(q, k, mix, i, n, m, N, M, scale, h, d, D, MIX, PRECISION)
         top = tl.maximum(tl.max(t, 1), -1e38)  # rows outside have -inf alone
         p = tl.exp(t - top[:, None])
-        total = tl.sum(p, 1)
-        centred = tl.where(m[None, :] < M, p / total[:, None] - 1 / M, 0.)
-        square = tl.sum(centred * centred, 1)
-        v_i = load_tokens(vc, m, M, e, d, h * d)  # (m, D)
-        acc = tl.dot(p.to(v_i.dtype), v_i, input_precision=PRECISION)
+        total = tl.where(n < N, tl.sum(p, 1), 1.)
+        level = total / M
+        centred = tl.where(m[None, :] < M, p - level[:, None], 0.)
+        square = tl.sum(centred * centred, 1) / (total * total)
+        v_i = load_tokens(v, m, M, e, d, h * d)  # (m, D)
+        acc = tl.dot(centred.to(v_i.dtype), v_i, input_precision=PRECISION)
     else:
         top = tl.full((ROWS, ), -1e38, tl.float32)
         total = tl.zeros((ROWS, ), tl.float32)
+        level = tl.zeros((ROWS, ), tl.float32)
         square = tl.zeros((ROWS, ), tl.float32)
         acc = tl.zeros((ROWS, D), tl.float32)
         for start in range(0, M, COLS):
@@ -80,29 +87,46 @@ def forward_kernel(q, k, vc, mix, out, squares, lse, scale, N, M,
             p = tl.exp(t - new_top[:, None])
             shrink = tl.exp(top - new_top)
             total = total * shrink + tl.sum(p, 1)
+            level = tl.where(start == 0, total / COLS, level * shrink)
             square = square * shrink * shrink + tl.sum(p * p, 1)
-            v_i = load_tokens(vc, m, M, e, d, h * d)  # (m, D)
-            product = tl.dot(p.to(v_i.dtype), v_i, input_precision=PRECISION)
+            rest = tl.where(m[None, :] < M, p - level[:, None], 0.)
+            v_i = load_tokens(v, m, M, e, d, h * d)  # (m, D)
+            product = tl.dot(rest.to(v_i.dtype), v_i, input_precision=PRECISION)
             acc = acc * shrink[:, None] + product
             top = new_top
+        total = tl.where(n < N, total, 1.)
         square = square / (total * total) - 1 / M
     row = (b * h + i) * N + n
     tl.store(lse + row, top + tl.log(total), mask=n < N)
     tl.store(squares + row, square, mask=n < N)
-    inside = (n[:, None] < N) & (e[None, :] < d)
+    excess = level * M / total
+    if NORMALIZE:
+        excess -= 1
+    mean_i = tl.load(mean + (b * h + i) * d + e, mask=e < d, other=0.)
+    acc = acc / total[:, None] + excess[:, None] * mean_i[None, :]
     out += b * N * h * d + i * d
-    tl.store(out + n[:, None] * h * d + e[None, :], acc / total[:, None], mask=inside)
+    inside = (n[:, None] < N) & (e[None, :] < d)
+    tl.store(out + n[:, None] * h * d + e[None, :], acc, mask=inside)
 
 
 @triton.jit
-def softmax_and_gradient(q, k, v_i, mix, g, lse, delta, r, slope, i, n, m, N, M, scale,
-                         h: tl.constexpr, d: tl.constexpr, D: tl.constexpr,
-                         MIX: tl.constexpr, PRECISION: tl.constexpr):
-    """P and dT (n, m) of head i."""
+def map_and_gradient(q, k, v_i, mix, g, lse, delta, r, slope, i, n, m, N, M, scale,
+                     h: tl.constexpr, d: tl.constexpr, D: tl.constexpr, MIX: tl.constexpr,
+                     NORMALIZE: tl.constexpr, PRECISION: tl.constexpr):
+    """C (P unless NORMALIZE) and dT (n, m) of head i.
+
+    One key takes all whatever its score: zeros then, where rounding would say otherwise.
+    """
     t = mixed_scores(q, k, mix, i, n, m, N, M, scale, h, d, D, MIX, PRECISION)
     p = tl.exp(t - lse[:, None])  # zeros outside
-    dp = r * tl.dot(g, tl.trans(v_i), input_precision=PRECISION) + slope * (p - 1 / M)
-    return p, p * (dp - delta[:, None])
+    dp = r * tl.dot(g, tl.trans(v_i), input_precision=PRECISION)
+    centred = p
+    if NORMALIZE:
+        inside = (n[:, None] < N) & (m[None, :] < M) & (M > 1)
+        centred = tl.where(inside, p - 1 / M, 0.)
+        dp += slope * centred
+    dt = tl.where(M > 1, p * (dp - delta[:, None]), 0.)
+    return centred, dt
 
 
 @triton.jit
@@ -115,11 +139,11 @@ def mixing_weights(mix, i, c, h: tl.constexpr, d: tl.constexpr, MIX: tl.constexp
 
 
 @triton.jit
-def key_value_kernel(q, k, vc, mix, grad, lse, delta, r, slope, dk, dv, scale, N, M,
+def key_value_kernel(q, k, v, mix, grad, lse, delta, r, slope, dk, dv, scale, N, M,
                      h: tl.constexpr, d: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
-                     MIX: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
-                     COLS: tl.constexpr):
-    """dk_g = scale sum_i W[i,g] dT_i^T q_g and dv_i = r P_i^T dO_i of a block of keys."""
+                     MIX: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
+                     ROWS: tl.constexpr, COLS: tl.constexpr):
+    """dk_g = scale sum_i W[i,g] dT_i^T q_g and dv_i = r C_i^T dO_i of a block of keys."""
     b = tl.program_id(1).to(tl.int64)
     m = tl.program_id(0) * COLS + tl.arange(0, COLS)
     e = tl.arange(0, D)
@@ -129,7 +153,7 @@ def key_value_kernel(q, k, vc, mix, grad, lse, delta, r, slope, dk, dv, scale, N
     k += b * M * h * d
     dk_acc = tl.zeros((COLS, C), tl.float32)
     for i in range(h):
-        v_i = load_tokens(vc + b * M * h * d + i * d, m, M, e, d, h * d)  # (m, D)
+        v_i = load_tokens(v + b * M * h * d + i * d, m, M, e, d, h * d)  # (m, D)
         w = mixing_weights(mix, i, c, h, d, MIX)
         r_i = tl.load(r + b * h + i)
         slope_i = tl.load(slope + b * h + i)
@@ -138,11 +162,11 @@ def key_value_kernel(q, k, vc, mix, grad, lse, delta, r, slope, dk, dv, scale, N
             n = start + tl.arange(0, ROWS)
             row = (b * h + i) * N + n
             g = load_tokens(grad + i * d, n, N, e, d, h * d)  # (n, D)
-            p, dt = softmax_and_gradient(
+            centred, dt = map_and_gradient(
                 q, k, v_i, mix, g, tl.load(lse + row, mask=n < N, other=0.),
                 tl.load(delta + row, mask=n < N, other=0.), r_i, slope_i, i, n, m, N, M,
-                scale, h, d, D, MIX, PRECISION)
-            dv_acc += tl.dot(tl.trans(p.to(g.dtype)), g, input_precision=PRECISION)
+                scale, h, d, D, MIX, NORMALIZE, PRECISION)
+            dv_acc += tl.dot(tl.trans(centred.to(g.dtype)), g, input_precision=PRECISION)
             wide = load_tokens(q, n, N, c, h * d, h * d)  # (n, C)
             wide = (wide * w[None, :]).to(wide.dtype)
             dk_acc += tl.dot(tl.trans(dt.to(wide.dtype)), wide, input_precision=PRECISION)
@@ -154,10 +178,10 @@ def key_value_kernel(q, k, vc, mix, grad, lse, delta, r, slope, dk, dv, scale, N
 
 
 @triton.jit
-def query_kernel(q, k, vc, mix, grad, lse, delta, r, slope, dq, dmix, scale, N, M,
+def query_kernel(q, k, v, mix, grad, lse, delta, r, slope, dq, dmix, scale, N, M,
                  h: tl.constexpr, d: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
-                 MIX: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
-                 COLS: tl.constexpr):
+                 MIX: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
+                 ROWS: tl.constexpr, COLS: tl.constexpr):
     """With X_ig = scale dT_i k_g: dq_g = sum_i W[i,g] X_ig of a block of queries, and by
     column its share of dW[i,g] = sum(q_g X_ig)."""
     b = tl.program_id(1).to(tl.int64)
@@ -178,10 +202,10 @@ def query_kernel(q, k, vc, mix, grad, lse, delta, r, slope, dq, dmix, scale, N, 
         x = tl.zeros((ROWS, C), tl.float32)
         for start in range(0, M, COLS):
             m = start + tl.arange(0, COLS)
-            v_i = load_tokens(vc + b * M * h * d + i * d, m, M, e, d, h * d)  # (m, D)
-            _, dt = softmax_and_gradient(
+            v_i = load_tokens(v + b * M * h * d + i * d, m, M, e, d, h * d)  # (m, D)
+            _, dt = map_and_gradient(
                 q, k, v_i, mix, g, lse_i, delta_i, r_i, slope_i, i, n, m, N, M, scale,
-                h, d, D, MIX, PRECISION)
+                h, d, D, MIX, NORMALIZE, PRECISION)
             wide_k = load_tokens(k, m, M, c, h * d, h * d)  # (m, C)
             x += tl.dot(dt.to(wide_k.dtype), wide_k, input_precision=PRECISION)
         x *= scale
@@ -191,6 +215,19 @@ def query_kernel(q, k, vc, mix, grad, lse, delta, r, slope, dq, dmix, scale, N, 
             tl.store(dmix + place, tl.sum(wide_q * x, 0), mask=c < h * d)
     inside = (n[:, None] < N) & (c[None, :] < h * d)
     tl.store(dq + (b * N + n[:, None]) * h * d + c[None, :], dq_acc, mask=inside)
+
+
+def forward_blocks(d: int, element_size: int) -> dict:
+    """Queries and keys at a time, for 100 KB of shared memory."""
+    size = 64 if triton.next_power_of_2(d) * element_size <= 256 else 32
+    return dict(ROWS=size, COLS=size)
+
+
+def backward_blocks(C: int) -> dict:
+    """Queries and keys at a time, and the padded width: two (rows, C) stay in registers."""
+    C = max(triton.next_power_of_2(C), 16)
+    rows, cols = (32, 64) if C <= 128 else (32, 32) if C <= 512 else (16, 16)
+    return dict(C=C, ROWS=rows, COLS=cols)
 
 
 def why_not(q: Tensor) -> Optional[str]:
@@ -212,10 +249,16 @@ def interpreted() -> bool:
 
 
 def _as_tokens(x: Tensor) -> Tensor:
+    if interpreted() and x.dtype == torch.bfloat16:  # which NumPy does not know
+        x = x.float()
     return x.transpose(1, 2).contiguous()  # (B, h, N, d) -> (B, N, h, d)
 
 
-def _settings(q: Tensor, mix: Optional[Tensor]) -> dict:
+def _mean(v: Tensor) -> Tensor:
+    return v.float().mean(2)  # (B, h, d)
+
+
+def _settings(q: Tensor, mix: Optional[Tensor], normalize: bool) -> dict:
     h, d = q.shape[1], q.shape[3]
     tf32 = torch.backends.cuda.matmul.allow_tf32
     return dict(
@@ -223,18 +266,13 @@ def _settings(q: Tensor, mix: Optional[Tensor]) -> dict:
         d=d,
         D=max(triton.next_power_of_2(d), 16),
         MIX=mix is not None,
+        NORMALIZE=normalize,
         PRECISION='tf32' if tf32 else 'ieee')
-
-
-def _centred(v: Tensor, normalize: bool) -> Tensor:
-    """Values as tokens, less their mean over them, to which the normalised map is blind."""
-    v = _as_tokens(v)
-    return (v.float() - v.float().mean(1, keepdim=True)).to(v.dtype) if normalize else v
 
 
 def _fake_forward(q, k, v, mix, scale, normalize, eps):
     B, h, N, d = q.shape
-    return (q.new_empty((B, N, h, d)).transpose(1, 2),
+    return (q.new_empty((B, N, h, d), dtype=torch.float32).transpose(1, 2),
             *(q.new_empty((B, h, N), dtype=torch.float32) for _ in range(2)),
             q.new_empty((B, h), dtype=torch.float32))
 
@@ -242,21 +280,24 @@ def _fake_forward(q, k, v, mix, scale, normalize, eps):
 @opaque('emsa_triton', _fake_forward)
 def triton_forward(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], scale: float,
                    normalize: bool, eps: float) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """O (B, h, N, d); sum_j C^2 and logsumexp_j T (B, h, N); r (B, h)."""
+    """O (B, h, N, d); sum_j C^2 and logsumexp_j T (B, h, N); r (B, h). All in float32:
+
+    the backward's row sums of P dP come from O, and are no place for fewer bits.
+    """
     (B, h, N, d), M = q.shape, k.shape[2]
     out = q.new_empty((B, N, h, d), dtype=torch.float32)
     squares, lse = (q.new_empty((B, h, N), dtype=torch.float32) for _ in range(2))
-    rows, cols = 64, 64
+    blocks = forward_blocks(d, q.element_size())
     with torch.cuda.device_of(q):
-        forward_kernel[triton.cdiv(N, rows), h, B](
-            _as_tokens(q), _as_tokens(k), _centred(v, normalize),
+        forward_kernel[triton.cdiv(N, blocks['ROWS']), h, B](
+            _as_tokens(q), _as_tokens(k), _as_tokens(v), _mean(v),
             None if mix is None else mix.float().contiguous(), out, squares, lse, scale, N, M,
-            ROWS=rows, COLS=cols, ONE_BLOCK=M <= cols, **_settings(q, mix))
+            ONE_BLOCK=blocks['COLS'] >= M, **blocks, **_settings(q, mix, normalize))
     r = squares.new_ones((B, h))
     if normalize:
         r = torch.rsqrt(squares.sum(-1) / (N * M) + eps)
     out *= r[:, None, :, None]
-    return out.to(q.dtype).transpose(1, 2), squares, lse, r
+    return out.transpose(1, 2), squares, lse, r
 
 
 def _fake_backward(grad, out, squares, lse, r, q, k, v, mix, scale, normalize):
@@ -270,30 +311,26 @@ def triton_backward(grad: Tensor, out: Tensor, squares: Tensor, lse: Tensor, r: 
                     normalize: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and mix (of no elements where there is none)."""
     (B, h, N, d), M = q.shape, k.shape[2]
-    # Row sums of P dP, where dP = r dO vc^T + slope C and r P vc = O.
-    delta = torch.linalg.vecdot(grad.float(), out.float())  # (B, h, N)
+    # Row sums of P dP, where dP = r dO v^T + slope C and O = r C v (P unless normalize).
+    delta = torch.linalg.vecdot(grad.float(), out)  # (B, h, N)
     slope = torch.zeros_like(r)
     if normalize:
         slope = delta.sum(-1) * r.square() / -(N * M)
-        delta += slope[..., None] * squares
-    wide = triton.next_power_of_2(max(h * d, 16))
-    rows = 32 if wide <= 512 else 16
-    cols = 64 if wide <= 128 else 32 if wide <= 512 else 16
-    tokens = (_as_tokens(q), _as_tokens(k), _centred(v, normalize),
-              None if mix is None else mix.float().contiguous(), _as_tokens(grad.to(q.dtype)),
+        of_mean = (grad.float() @ _mean(v)[..., None]).squeeze(-1)  # (B, h, N)
+        delta += slope[..., None] * squares + r[..., None] * of_mean
+    blocks = backward_blocks(h * d)
+    tokens = (_as_tokens(q), _as_tokens(k), _as_tokens(v),
+              None if mix is None else mix.float().contiguous(), _as_tokens(grad),
               lse, delta, r, slope)
-    dq, dk = q.new_empty((B, N, h, d)), k.new_empty((B, M, h, d))
-    dv = v.new_empty((B, M, h, d), dtype=torch.float32)
-    blocks = triton.cdiv(N, rows)
-    parts = r.new_empty((B, blocks, h, h, d) if mix is not None else 0)
-    settings = dict(C=wide, ROWS=rows, COLS=cols, num_warps=8, **_settings(q, mix))
+    dq, dk, dv = (torch.empty_like(x) for x in tokens[:3])
+    rows, cols = triton.cdiv(N, blocks['ROWS']), triton.cdiv(M, blocks['COLS'])
+    dmix_parts = r.new_empty((B, rows, h, h, d) if mix is not None else 0)
+    settings = dict(blocks, num_warps=8, **_settings(q, mix, normalize))
     with torch.cuda.device_of(q):
-        key_value_kernel[triton.cdiv(M, cols), B](*tokens, dk, dv, scale, N, M, **settings)
-        query_kernel[blocks, B](*tokens, dq, parts, scale, N, M, **settings)
-    if normalize:
-        dv -= dv.mean(1, keepdim=True)
-    dmix = parts if mix is None else parts.sum((0, 1, 4)).to(mix.dtype)
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.to(v.dtype).transpose(1, 2), dmix
+        key_value_kernel[cols, B](*tokens, dk, dv, scale, N, M, **settings)
+        query_kernel[rows, B](*tokens, dq, dmix_parts, scale, N, M, **settings)
+    dmix = dmix_parts if mix is None else dmix_parts.sum((0, 1, 4)).to(mix.dtype)
+    return (*(x.to(q.dtype).transpose(1, 2) for x in (dq, dk, dv)), dmix)
 
 
 class Triton(torch.autograd.Function):
@@ -304,7 +341,7 @@ class Triton(torch.autograd.Function):
         out, squares, lse, r = triton_forward(q, k, v, mix, scale, normalize, eps)
         ctx.save_for_backward(out, squares, lse, r, q, k, v, mix, bias)
         ctx.scale, ctx.normalize = scale, normalize
-        return out
+        return out.to(v.dtype)
 
     @staticmethod
     @once_differentiable
