@@ -36,6 +36,7 @@ from .layers import (
     PVTStem,
     ResNetStem,
     Stem,
+    by_blocks,
     image_to_tokens,
     tokens_to_image,
 )
@@ -90,7 +91,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), hw))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        ffn = by_blocks(
+            lambda tokens: self.mlp(self.norm2(tokens)), x, self.mlp.fc1.out_features,
+            [*self.norm2.parameters(), *self.mlp.parameters()])
+        return x + self.drop_path(ffn)
 
 
 @MODELS.register_module()

@@ -1,3 +1,4 @@
+from .blockwise import by_blocks
 from .drop_path import DropPath
 from .emsa import EMSA
 from .layout import image_to_tokens, tokens_to_image
@@ -6,5 +7,5 @@ from .stem import PVTStem, ResNetStem, Stem
 
 __all__ = [
     'EMSA', 'DropPath', 'GroupLinear', 'LearnedPosition', 'PVTStem', 'PixelAttention',
-    'ResNetStem', 'Stem', 'image_to_tokens', 'tokens_to_image'
+    'ResNetStem', 'Stem', 'by_blocks', 'image_to_tokens', 'tokens_to_image'
 ]

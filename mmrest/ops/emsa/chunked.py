@@ -12,7 +12,7 @@ from .library import empty_heads, opaque
 
 # Elements of the map in a block: few enough to stay in a core's cache between passes,
 # enough to keep the cores busy.
-BLOCK = 2**18
+BLOCK = 2**20
 
 
 def _fake_forward(q, k, v, mix, scale, normalize, eps):
@@ -103,7 +103,7 @@ def _mix(mix: Optional[Tensor], scores: Tensor) -> Tensor:
     """The 1x1 convolution over heads of (b, h, n, M)."""
     if mix is None:
         return scores
-    return torch.matmul(mix, scores.flatten(2)).view_as(scores)
+    return torch.bmm(mix.expand(len(scores), -1, -1), scores.flatten(2)).view_as(scores)
 
 
 class Chunked(torch.autograd.Function):
