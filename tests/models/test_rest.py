@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.testing import assert_close
 
-from mmrest import ResT
+from mmrest import EMSA, ResT
 from mmrest.models import rest as rest_module
 
 from .. import golden
@@ -418,3 +418,60 @@ def test_layer_depths():
         assert model.get_layer_depth('backbone.' + name, 'backbone.') == (depth, 10)
     assert model.get_layer_depth('head.fc.weight', 'backbone.') == (9, 10)
     assert ResT('lite', out_indices=(1, )).get_layer_depth('stage2.1.norm1.weight') == (4, 6)
+
+
+# What computes the attention
+
+
+def test_backend_comes_from_the_argument_then_the_environment(monkeypatch):
+    def backends(**kwargs):
+        return {m.backend for m in tiny(**kwargs).modules() if isinstance(m, EMSA)}
+
+    monkeypatch.delenv('MMREST_ATTENTION_BACKEND', raising=False)
+    assert backends() == {'auto'}
+    monkeypatch.setenv('MMREST_ATTENTION_BACKEND', 'reference')
+    assert backends() == {'reference'}
+    assert backends(backend='chunked') == {'chunked'}
+    monkeypatch.setenv('MMREST_ATTENTION_BACKEND', 'fast')
+    with pytest.raises(ValueError, match="backend='fast' must be one of"):
+        tiny()
+
+
+def test_the_log_says_once_what_computes_the_attention(monkeypatch):
+    lines = []
+    monkeypatch.setattr(rest_module, 'print_log', lambda line, *args: lines.append(line))
+    model = tiny(backend='chunked')
+    model(torch.randn(1, 3, 32, 32))
+    assert lines == ["ResT's attention: backend 'chunked'"]
+    tiny(backend='auto')
+    assert "'chunked' elsewhere" in lines[1] or 'cannot be imported' in lines[1]
+
+
+@pytest.mark.parametrize('backend', ['reference', 'chunked'])
+def test_backends_agree_in_features_and_gradients(backend):
+    image = torch.randn(2, 3, 75, 58, dtype=torch.double)
+    results = []
+    for name in (backend, 'auto'):
+        model = randomize(tiny(backend=name)).double()
+        features = model(image)
+        golden.loss(features).backward()
+        results.append([*features, *(p.grad for p in model.parameters())])
+    for got, want in zip(*results):
+        assert_close(got, want, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(torch.library, 'custom_op'), reason='needs torch 2.4')
+def test_compiles_whole_and_once_for_ten_sizes():
+    """The second size may compile anew, for dynamic sizes; the eight after it must not."""
+    torch._dynamo.reset()
+    model = randomize(tiny()).double().eval()
+    graphs = []
+    compiled = torch.compile(
+        model, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
+    for i in range(10):
+        image = torch.randn(2, 3, 64 + 14 * i, 96 + 10 * i, dtype=torch.double)
+        for got, want in zip(compiled(image), model(image)):
+            assert_close(got, want)
+        if i == 1:
+            count = len(graphs)
+    assert len(graphs) == count <= 2

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from benchmarks import published
+from benchmarks.emsa import check, exponent
+from benchmarks.published import PublishedResT
+
+from .. import golden
+
+
+@pytest.mark.parametrize('name', ['rest_lite_2x3x224x224_7', 'rest_lite_1x3x160x224_8'])
+def test_the_port_agrees_with_the_golden_files(name):
+    """Twice the image where the batch is 1, as the golden files were drawn: PyTorch's BatchNorm
+    returns a wrong gradient there, for the memory layouts of the published code."""
+    gold = np.load(golden.DATA / f'{name}.npz')
+    model = PublishedResT('lite').double().eval()
+    missing, unexpected = model.load_state_dict(golden.draw_weights('lite'), strict=False)
+    assert not missing and set(unexpected) == {'head.weight', 'head.bias'}
+    image = golden.draw_image(gold).requires_grad_()
+    features = model(torch.cat([image, image]) if len(image) == 1 else image)
+    features = [x[:len(image)] for x in features]
+    for i, x in enumerate(features):
+        got = x.detach().flatten()[torch.from_numpy(gold[f'idx{i}'])]
+        assert_close(got, torch.from_numpy(gold[f'val{i}']), rtol=1e-9, atol=1e-9)
+    golden.loss(features).backward()
+    got = image.grad.flatten()[torch.from_numpy(gold['gidx'])]
+    want = torch.from_numpy(gold['gval'])
+    assert_close(got, want, rtol=0, atol=1e-9 * want.abs().max().item())
+
+
+def test_the_benchmark_checks_before_it_times(monkeypatch):
+    assert check('cpu') < 1e-9
+    right = published.attention
+    monkeypatch.setattr(published, 'attention', lambda *args: 1.001 * right(*args))
+    with pytest.raises(AssertionError):
+        check('cpu')
+
+
+def test_exponent_is_the_slope_of_logarithms():
+    assert abs(exponent([1, 10, 100], [3, 30, 300]) - 1) < 1e-12
+    assert abs(exponent([1, 2, 4], [1, 4, 16]) - 2) < 1e-12
