@@ -62,8 +62,13 @@ DIGITS = [
 def test_digits_configs_follow_the_classifier(name):
     classifier = load('classification/rest_lite_digits.py')
     cfg = load(name)
-    last = f'work_dirs/rest_lite_digits/iter_{classifier.max_iters}.pth'
-    assert cfg.model.backbone.init_cfg.checkpoint == last
+    if name.startswith('semantic_fpn'):  # which goes on from Mask R-CNN
+        last = f'work_dirs/rest_lite_fpn_digits/iter_{load(DIGITS[0]).max_iters}.pth'
+        assert cfg.load_from == last
+        assert cfg.model.neck.out_channels == load(DIGITS[0]).model.neck.out_channels
+    else:
+        last = f'work_dirs/rest_lite_digits/iter_{classifier.max_iters}.pth'
+        assert cfg.model.backbone.init_cfg.checkpoint == last
     assert cfg.model.data_preprocessor.mean == classifier.model.data_preprocessor.mean
     assert cfg.model.data_preprocessor.std == classifier.model.data_preprocessor.std
 

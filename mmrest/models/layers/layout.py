@@ -37,12 +37,12 @@ class _ImageToTokens(torch.autograd.Function):
 class _TokensToImage(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, x: Tensor, hw: Tuple[int, int]) -> Tensor:
-        return _as_image(x, hw)
+    def forward(ctx, x: Tensor, H: int, W: int) -> Tensor:
+        return _as_image(x, (H, W))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tuple[Tensor, None]:
-        return _as_tokens(grad), None
+    def backward(ctx, grad: Tensor) -> Tuple[Tensor, None, None]:
+        return _as_tokens(grad), None, None
 
 
 def image_to_tokens(x: Tensor) -> Tensor:
@@ -52,4 +52,4 @@ def image_to_tokens(x: Tensor) -> Tensor:
 
 def tokens_to_image(x: Tensor, hw: Tuple[int, int]) -> Tensor:
     """(B, H W, C) -> (B, C, H, W), channels_last; the gradient is contiguous."""
-    return _TokensToImage.apply(x, hw)
+    return _TokensToImage.apply(x, *hw)

@@ -36,7 +36,8 @@ def chunked_forward(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], scal
             attn = _mix(mix, scores).softmax(-1)
             if normalize:
                 attn.sub_(1 / M)
-                squares[b] += torch.linalg.vector_norm(attn, dim=(-2, -1)).square()
+                # Rows first: one sum over all would lose a digit.
+                squares[b] += torch.linalg.vector_norm(attn, dim=-1).square().sum(-1)
             out[b, :, n] = attn @ v[b]
         if not normalize:
             return out, torch.ones_like(squares)
