@@ -9,6 +9,7 @@ from pathlib import Path
 import mmdet
 import numpy as np
 import pytest
+import torch
 
 from .conftest import ROOT, SMALL, call
 
@@ -60,6 +61,23 @@ def test_resume_and_scaled_lr(coco, checkpoint):
     assert 'resumed epoch: 1, iter: 1' in log
     assert 'Scaling the original LR by 0.125' in log  # 2 images of 16
     assert (coco / 'more/epoch_2.pth').exists() and not (coco / 'more/epoch_1.pth').exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('launch, options, words', [
+    ([], ['--amp', *SMALL], 'AmpOptimWrapper'),
+    (['-m', 'torch.distributed.run', '--standalone'],
+     ['--launcher', 'pytorch', *SMALL, 'sync_bn=torch'], 'SyncBatchNorm'),
+])
+def test_amp_and_sync_bn(coco, launch, options, words):
+    """Both refuse a CPU; SyncBN needs a launcher, too."""
+    command = [sys.executable, *launch, ROOT / 'tools/train.py', CONFIG]
+    done = subprocess.run(
+        [*command, '--work-dir', 'gpu', *options], cwd=coco, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert words in done.stdout + done.stderr
+    assert (coco / 'gpu/epoch_1.pth').exists()
 
 
 def test_mim_trains_and_tests_our_config(coco, checkpoint):
