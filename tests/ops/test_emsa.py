@@ -14,10 +14,19 @@ from torch.testing import assert_close
 
 from mmrest import EMSA
 from mmrest.ops import describe_backend, emsa_attention
-from mmrest.ops.emsa import attention, chunked, triton
+from mmrest.ops.emsa import attention, chunked
+
+triton = attention.triton
 
 BACKENDS = ['reference', 'chunked']  # those that know float64
-FUSED = ['chunked', 'triton']
+needs_triton = pytest.mark.skipif(triton is None, reason='needs Triton 3')
+needs_custom_op = pytest.mark.skipif(
+    not hasattr(torch.library, 'opcheck'), reason='needs torch 2.4')
+TRITON = pytest.param('triton', marks=needs_triton)
+FUSED = ['chunked', TRITON]
+HALVES = [torch.bfloat16]
+if hasattr(torch.library, 'opcheck') or torch.cuda.is_available():
+    HALVES.append(torch.float16)  # on a CPU from torch 2.4 on
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 # B, h, N, M, d: no powers of two, and every value of each that the models have.
 SHAPES = [(2, 2, 63, 49, 16), (1, 3, 111, 60, 60), (2, 4, 1, 49, 64), (1, 8, 63, 1, 96),
@@ -64,7 +73,7 @@ def errors(got, want):
 
 
 @pytest.mark.parametrize('backend', FUSED)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.float32, *HALVES])
 @pytest.mark.parametrize('shape', [*SHAPES, (2, 2, 64, 4, 64), (4, 8, 4, 4, 64)])
 def test_is_no_further_off_than_twice_the_reference(shape, dtype, backend):
     """The last two shapes are a 64 pixel image's; a difference of sums would cancel there."""
@@ -83,7 +92,8 @@ def test_is_no_further_off_than_twice_the_reference(shape, dtype, backend):
 
 
 @pytest.mark.parametrize('backend, dtype', [
-    ('reference', torch.double), ('chunked', torch.double), ('triton', torch.float)])
+    ('reference', torch.double), ('chunked', torch.double),
+    pytest.param('triton', torch.float, marks=needs_triton)])
 def test_any_strides(backend, dtype):
     inputs = [x.detach().to(DEVICE) for x in draw(2, 2, 31, 9, 6, dtype)]
     strange = [
@@ -198,6 +208,7 @@ def compiled_and_eager(function, inputs):
                results(function, inputs))
 
 
+@needs_custom_op
 @pytest.mark.parametrize('backend', ['auto', 'chunked'])
 def test_compiles_whole_and_once_for_ten_sizes(backend):
     """The second size may compile anew, for dynamic sizes; the eight after it must not."""
@@ -216,6 +227,7 @@ def test_compiles_whole_and_once_for_ten_sizes(backend):
     assert len(graphs) <= 2
 
 
+@needs_custom_op
 def test_inductor_gives_the_same():
     torch._dynamo.reset()
     inputs = draw(1, 2, 21, 6, 4)
@@ -224,6 +236,8 @@ def test_inductor_gives_the_same():
         assert_close(got, want)
 
 
+@needs_custom_op
+@needs_triton
 def test_custom_operators_hold_what_they_promise():
     q, k, v, mix, _ = (x.detach().to(DEVICE) for x in draw(1, 2, 7, 3, 4, torch.float))
     for m, normalize, (forward, backward) in itertools.product(
@@ -241,7 +255,8 @@ class Attention(nn.Module):
         return emsa_attention(*inputs)
 
 
-def test_exports_with_dynamic_sizes(monkeypatch):
+@needs_custom_op
+def test_exports_with_dynamic_sizes():
     inputs = [x.detach() for x in draw(2, 2, 21, 6, 4)]
     B, N, M = (torch.export.Dim(name, min=1, max=9999) for name in 'BNM')
     exported = torch.export.export(Attention(), tuple(inputs), dynamic_shapes=(
@@ -266,7 +281,7 @@ def test_activation_checkpointing():
         assert_close(got, want)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', HALVES)
 def test_autocast(dtype):
     """No further off, again; some gradients (the key's bias) are zero but for rounding."""
     torch.manual_seed(0)
@@ -284,7 +299,7 @@ def test_autocast(dtype):
 
     want = run('reference', enabled=False)
     reference = run('reference')
-    for backend in BACKENDS[1:]:
+    for backend in ['chunked'] if triton is None else ['chunked', 'triton']:
         for x_, y, z in zip(run(backend), reference, want):
             for off, allowed in zip(errors(x_, z.double()), errors(y, z.double())):
                 assert off <= max(2 * allowed, 1e-5)
@@ -306,6 +321,7 @@ def test_a_second_derivative_is_refused():
         grad.sum().backward()
 
 
+@needs_triton
 @pytest.mark.parametrize('capability, available', [('90', 227), ('80', 163)])
 def test_kernels_compile_without_a_gpu(capability, available):
     """For H100/H200 and A100, within their shared memory."""
@@ -319,6 +335,7 @@ def test_kernels_compile_without_a_gpu(capability, available):
     assert max(shared.values()) < available * 1024, shared
 
 
+@needs_triton
 def test_triton_says_what_it_cannot_take():
     q, k, v, mix, bias = draw(1, 2, 5, 3, 4)
     with pytest.raises(RuntimeError, match="backend='triton' cannot run: .* not torch.float64"):
@@ -328,6 +345,7 @@ def test_triton_says_what_it_cannot_take():
         emsa_attention(q, k, v, backend='triton')
 
 
+@needs_triton
 def test_triton_needs_cuda_and_the_package(monkeypatch):
     inputs = [x.detach().float() for x in draw(1, 2, 5, 3, 4)]
     monkeypatch.setattr(triton, 'interpreted', lambda: False)
@@ -342,6 +360,7 @@ def test_triton_needs_cuda_and_the_package(monkeypatch):
     assert "'chunked' (no such package)" in describe_backend('auto')
 
 
+@needs_triton
 def test_auto_takes_triton_on_cuda_and_chunked_elsewhere(monkeypatch):
     inputs = [x.detach().float() for x in draw(1, 2, 5, 3, 4)]
     taken = []
@@ -382,7 +401,7 @@ def test_deep_copies_keep_the_backend():
 @pytest.mark.parametrize('M', [49, 150])
 def test_a_nearly_uniform_map_keeps_its_digits(M, backend):
     """A young network's: P is 1/M and a hundredth of it; the norm brings that out."""
-    for dtype in (torch.bfloat16, torch.float16):
+    for dtype in HALVES:
         q, k, v, mix, bias = (x.detach().to(DEVICE, dtype) for x in draw(1, 2, 70, M, 32))
         inputs = [q * 0.1, k * 0.1, v + 3, mix, bias]
         want = results(published, [x.double() for x in inputs])

@@ -9,8 +9,8 @@ from .reference import reference_attention
 
 try:
     from . import triton
-except ImportError as error:  # no wheels of Triton for this platform
-    triton, NO_TRITON = None, f'the package triton cannot be imported ({error})'
+except ImportError as error:  # there are platforms without Triton
+    triton, NO_TRITON = None, f'the package triton cannot be used ({error})'
 
 BACKENDS = ('auto', 'reference', 'chunked', 'triton')
 
