@@ -13,7 +13,7 @@ class PixelAttention(nn.Module):
         self.pa_conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.pa_conv(x).sigmoid()
+        return x * self.pa_conv(x).sigmoid_()
 
 
 class GroupLinear(nn.Module):
