@@ -98,17 +98,14 @@ def measure(impl, kind, shape, backward, device, runs):
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    if device == 'cpu':
-        peak = resident('VmHWM')
-    else:
-        peak = torch.cuda.max_memory_allocated()
+    peak = resident('VmHWM') if device == 'cpu' else torch.cuda.max_memory_allocated()
     return dict(seconds=seconds, bytes=peak - base)
 
 
 def resident(field):
-    """Bytes of memory now (VmRSS) or at the peak (VmHWM: ru_maxrss, but of this process alone;
+    """Bytes of this process's memory, now (VmRSS) or at the peak (VmHWM).
 
-    that one starts at the size of the process that started this one).
+    ru_maxrss is no peak of a child: it starts at the size of its parent.
     """
     for line in Path('/proc/self/status').read_text().splitlines():
         if line.startswith(field):
