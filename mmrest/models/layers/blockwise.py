@@ -33,8 +33,11 @@ def by_blocks(function: Callable[[Tensor], Tensor], x: Tensor, width: int,
 
 
 def _is_graph() -> bool:
-    is_compiling = getattr(torch.compiler, 'is_compiling', torch._dynamo.is_compiling)
-    return is_compiling() or torch.jit.is_tracing()
+    if torch.jit.is_tracing():
+        return True
+    if hasattr(torch.compiler, 'is_compiling'):
+        return torch.compiler.is_compiling()
+    return torch._dynamo.is_compiling()  # before torch 2.3
 
 
 class _ByBlocks(torch.autograd.Function):
