@@ -13,8 +13,8 @@ model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(arch='lite', drop_path_rate=0.),
     neck=dict(out_channels=64),
-    # Six pixels in seven are background: with equal weights ink is told from it, but for a
-    # thousand iterations no digit from another.
+    # Six pixels in seven are background: with equal weights ink is told from it, but for
+    # hundreds of iterations no digit from another.
     decode_head=dict(
         in_channels=[64, 64, 64, 64],
         channels=64,
