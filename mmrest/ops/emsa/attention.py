@@ -8,9 +8,16 @@ from .chunked import Chunked
 from .reference import reference_attention
 
 try:
-    from . import triton
+    from triton import __version__ as version
 except ImportError as error:  # there are platforms without Triton
-    triton, NO_TRITON = None, f'the package triton cannot be used ({error})'
+    NO_TRITON = f'the package triton cannot be imported ({error})'
+else:
+    NO_TRITON = ''
+    if int(version.split('.')[0]) < 3:
+        NO_TRITON = f'triton {version} is older than 3.0'
+triton = None
+if not NO_TRITON:
+    from . import triton
 
 BACKENDS = ('auto', 'reference', 'chunked', 'triton')
 

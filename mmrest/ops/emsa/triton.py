@@ -15,9 +15,6 @@ from torch.autograd.function import once_differentiable
 
 from .library import opaque
 
-if int(triton.__version__.split('.')[0]) < 3:
-    raise ImportError(f'triton {triton.__version__} is older than 3.0')
-
 MAX_WIDTH = 1024  # of h d, and 128 of d: what fits a multiprocessor's registers
 
 

@@ -42,7 +42,8 @@ def test_emsa_is_the_papers(num_heads, sr_ratio, hw):
         (out * weight).sum().backward()
         results.append([out, leaf.grad] + [p.grad for p in module.parameters()])
     for got, want in zip(*results):
-        assert_close(got, want, rtol=1e-7, atol=1e-9)
+        # The key's bias has a zero gradient, but for the rounding of its neighbours.
+        assert_close(got, want, rtol=1e-7, atol=1e-10 * max(want.abs().max().item(), 1))
 
 
 def test_emsa_checks_its_heads():
