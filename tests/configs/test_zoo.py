@@ -123,8 +123,8 @@ METAFILES = sorted(CONFIGS.glob('*/metafile.yml'))
 @pytest.mark.parametrize('path', METAFILES, ids=lambda path: path.parent.name)
 def test_metafiles_have_the_parameters_of_their_models(path):
     models = load(path)['Models']
-    names = {str(path.parent / f'{Path(model["Config"]).stem}.py') for model in models}
-    assert names == {str(p) for p in path.parent.glob('*.py') if 'digits' not in p.stem}
+    names = {str(CONFIGS.parent / model['Config']) for model in models}
+    assert names == {str(p) for p in path.parent.rglob('*.py') if 'digits' not in p.stem}
     for model in models:
         _, built = build(model['Config'].replace('configs/', '', 1))
         count = sum(p.numel() for p in built.parameters())
