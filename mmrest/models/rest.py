@@ -133,6 +133,9 @@ class ResT(BaseModule):
         backend (str, optional): What computes the attention: 'reference', 'chunked',
             'triton' or 'auto', see :func:`~mmrest.ops.emsa_attention`. ``None`` takes
             the environment variable MMREST_ATTENTION_BACKEND, or 'auto' without one.
+        norm_in_trunk (bool): Feed each returned stage's norm on into the next stage, as
+            the published detection code does, and as its weights need; in the published
+            classification code, and by default, the output norms stand beside the trunk.
 
     Raises:
         TypeError, ValueError: An argument is not of the kind or in the range above.
@@ -169,7 +172,8 @@ class ResT(BaseModule):
                  position: str = 'pa',
                  attention: str = 'emsa',
                  img_size: Union[int, Tuple[int, int]] = 224,
-                 backend: Optional[str] = None):
+                 backend: Optional[str] = None,
+                 norm_in_trunk: bool = False):
         super().__init__(init_cfg)
         self.arch = arch if isinstance(arch, str) else 'custom'
         settings = self._arch_settings(arch)
@@ -198,6 +202,7 @@ class ResT(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
+        self.norm_in_trunk = norm_in_trunk
         if backend is None:
             backend = os.environ.get('MMREST_ATTENTION_BACKEND', 'auto')
 
@@ -275,7 +280,10 @@ class ResT(BaseModule):
                     tokens = block(tokens, hw)
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i + 1}')
-                outs.append(tokens_to_image(norm(tokens), hw).contiguous())
+                normed = norm(tokens)
+                outs.append(tokens_to_image(normed, hw).contiguous())
+                if self.norm_in_trunk:
+                    tokens = normed
             if i < self.out_indices[-1]:
                 x = tokens_to_image(tokens, hw)
         return tuple(outs)

@@ -266,6 +266,53 @@ def test_norm_eval_keeps_statistics():
     assert model.eval() is model and not model.stem.training
 
 
+def published_detection_forward(model, image):
+    """Published object_detection/restv2/rest.py: a returned stage goes on normalised."""
+    features, x = [], model.stem(image)
+    for i in range(model.out_indices[-1] + 1):
+        if i:
+            x = getattr(model, f'patch_embed_{i + 1}')(x)
+        B, C, H, W = x.shape
+        x = x.flatten(2).transpose(1, 2)  # (B, N, C)
+        for block in getattr(model, f'stage{i + 1}'):
+            x = block(x, (H, W))
+        if i in model.out_indices:
+            norm = getattr(model, f'norm{i + 1}')
+            centred = x - x.mean(-1, keepdim=True)
+            scale = centred.square().mean(-1, keepdim=True).add(norm.eps).rsqrt()
+            x = centred * scale * norm.weight + norm.bias
+        x = x.transpose(1, 2).reshape(B, C, H, W)
+        if i in model.out_indices:
+            features.append(x)
+    return features
+
+
+@pytest.mark.parametrize('out_indices', [(0, 1, 2), (1, 2), (0, 2), (2, )])
+def test_norm_in_trunk_is_the_published_detection_code(out_indices):
+    arch = dict(embed_dims=(8, 16, 32), depths=(1, 2, 1), num_heads=(1, 2, 4),
+                sr_ratios=(4, 2, 1))
+    image = torch.randn(2, 3, 45, 66, dtype=torch.double)
+    results = []
+    for norm_in_trunk in (True, False):
+        model = ResT(arch, out_indices=out_indices, norm_in_trunk=norm_in_trunk)
+        model = randomize(model).double().eval()
+        model.zero_grad()
+        features = model(image)
+        golden.loss(features).backward()
+        results.append([*features, *(p.grad for p in model.parameters())])
+    want = published_detection_forward(model, image)
+    model.zero_grad()
+    golden.loss(want).backward()
+    want += [p.grad for p in model.parameters()]
+    for got, other in zip(results[0], want):
+        assert_close(got, other, rtol=1e-9, atol=1e-9)
+    last, plain = (result[len(out_indices) - 1] for result in results)
+    if len(out_indices) == 1:  # no norm before the last stage
+        assert_close(plain, last, rtol=0, atol=0)
+    else:
+        assert (plain - last).abs().max() > 0.1
+
+
 def test_drop_path_rises_linearly_over_the_blocks():
     def rates(model):
         return [m.drop_prob for m in model.modules() if isinstance(m, rest_module.DropPath)]
