@@ -1,10 +1,11 @@
 """Reading ResT weights, published or our own, without running code from the file."""
+import hashlib
 import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from mmengine.fileio import get_local_path
@@ -75,25 +76,30 @@ def read_state_dict(path: Union[str, Path]) -> Dict[str, Tensor]:
     are unwrapped, 'module.' before every name is dropped.
 
     Args:
-        path (str | Path): A file that ``torch.save`` wrote, or what
-            :func:`mmengine.fileio.get_local_path` accepts.
+        path (str | Path): A file that ``torch.save`` wrote, or one of safetensors, which
+            ends in '.safetensors'; or what :func:`mmengine.fileio.get_local_path` accepts.
 
     Raises:
         FileNotFoundError: There is no such file.
         UnsafeCheckpointError: The file asks for a Python object that weights have no
             use for; nothing of it was run.
         ValueError: The file is damaged or holds no named tensors.
+        ImportError: The file needs the package safetensors, which is not installed.
     """
+    return _read(path)[0]
+
+
+def _read(path: Union[str, Path]) -> Tuple[Dict[str, Tensor], str]:
+    """Tensors by name, and the SHA-256 of the file's bytes."""
+    kind, load = 'checkpoint of torch.save', _load_torch
+    if str(path).endswith('.safetensors'):
+        kind, load = 'file of safetensors', _load_safetensors
     try:
         with get_local_path(str(path)) as local:
             if not Path(local).is_file():
                 raise FileNotFoundError(f'checkpoint={str(path)!r}: no such file')
-            if zipfile.is_zipfile(local):
-                with zipfile.ZipFile(local) as archive:
-                    if any(n.endswith('/constants.pkl') for n in archive.namelist()):
-                        raise UnsafeCheckpointError('TorchScript code')
-            content = torch.load(
-                local, map_location='cpu', pickle_module=_PICKLE, weights_only=False)
+            content = load(local)
+            digest = _sha256(local)
     except UnsafeCheckpointError as error:
         raise UnsafeCheckpointError(
             f'checkpoint={str(path)!r} holds {error}, for which weights have no use; '
@@ -101,9 +107,9 @@ def read_state_dict(path: Union[str, Path]) -> Dict[str, Tensor]:
             "torch.save(torch.load(path, weights_only=False)['model'], new_path)"
         ) from None
     except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, AttributeError,
-            TypeError, IndexError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise ValueError(f'checkpoint={str(path)!r} cannot be read as a checkpoint of '
-                         f'torch.save: {error}') from error
+            TypeError, IndexError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f'checkpoint={str(path)!r} cannot be read as a {kind}: '
+                         f'{error}') from error
     for wrapper in ('model', 'state_dict'):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -119,7 +125,36 @@ def read_state_dict(path: Union[str, Path]) -> Dict[str, Tensor]:
         raise ValueError(f'checkpoint={str(path)!r} holds no named tensors')
     if all(name.startswith('module.') for name in state):
         state = {name[len('module.'):]: value for name, value in state.items()}
-    return state
+    return state, digest
+
+
+def _load_torch(path: str) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(n.endswith('/constants.pkl') for n in archive.namelist()):
+                raise UnsafeCheckpointError('TorchScript code')
+    return torch.load(path, map_location='cpu', pickle_module=_PICKLE, weights_only=False)
+
+
+def _load_safetensors(path: str) -> Dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError('files that end in .safetensors need the package safetensors: '
+                          'pip install safetensors') from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(error) from error
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def load_pretrained(model: nn.Module,
@@ -131,7 +166,7 @@ def load_pretrained(model: nn.Module,
     The published names are ours, but for ``norm``: the LayerNorm after the last stage,
     here ``norm4`` where there are four. A classification head is dropped, stages that
     the model does not build are passed over and output norms that the file lacks keep
-    their values. Logs one line: loaded, missing, not used.
+    their values. Logs one line: loaded, the file's SHA-256, missing, not used.
 
     Args:
         model (ResT): The model; unchanged if an error is raised.
@@ -143,9 +178,10 @@ def load_pretrained(model: nn.Module,
 
     Raises:
         FileNotFoundError, ValueError: See :func:`read_state_dict`.
-        ValueError: The file fits another model or none.
+        ValueError: The file fits another model or none: also where ``in_channels`` of the
+            model is not that of the file, to which no weights are adapted.
     """
-    state = read_state_dict(checkpoint)
+    state, digest = _read(checkpoint)
     this = f'ResT(arch={model.arch!r})'
     if prefix:
         inside = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
@@ -161,6 +197,7 @@ def load_pretrained(model: nn.Module,
     }
 
     own = model.state_dict()
+    problems = _other_in_channels(model, state)
     misfits = [
         f'{name} is {tuple(state[name].shape)} there, {tuple(value.shape)} here'
         for name, value in own.items()
@@ -177,7 +214,7 @@ def load_pretrained(model: nn.Module,
         f'{part}{i + 1}.' for i in range(model.out_indices[-1] + 1, model.num_stages)
         for part in ('patch_embed_', 'stage'))
     surplus = [name for name in unused if not name.startswith(norms + unbuilt + ('head.', ))]
-    problems = misfits[:3]
+    problems = problems or misfits[:3]
     if lacking:
         problems.append(f'it lacks {_few(lacking)}')
     if surplus:
@@ -196,7 +233,7 @@ def load_pretrained(model: nn.Module,
     count = sum(n for name, n in parameters.items() if name in loaded)
     print_log(
         f'{this}: loaded {count:,} of {sum(parameters.values()):,} parameters from '
-        f'{checkpoint}; missing (left at their initial value): '
+        f'{checkpoint} (SHA-256 {digest}); missing (left at their initial value): '
         f'{", ".join(missing) or "none"}; not used: {", ".join(unused) or "none"}',
         logger='current')
 
@@ -227,6 +264,17 @@ class ResTHeadInit:
                              f'head.bias of shapes {shapes}; this head needs {wanted}')
         module.fc.load_state_dict(head)
         print_log(f'classification head: loaded from {self.checkpoint}', 'current')
+
+
+def _other_in_channels(model: nn.Module, state: Dict[str, Tensor]) -> List[str]:
+    """A sentence where the file's first convolution takes images of other channels."""
+    conv = next(n for n, m in model.stem.named_modules() if isinstance(m, nn.Conv2d))
+    here = model.stem.get_submodule(conv).in_channels
+    weight = state.get(f'stem.{conv}.weight')
+    if weight is None or weight.ndim != 4 or weight.shape[1] == here:
+        return []
+    return [f'in_channels={here} here, {weight.shape[1]} in the file, and weights are not '
+            'adapted to images of other channels']
 
 
 def _few(names) -> str:

@@ -27,7 +27,7 @@ def by_blocks(function: Callable[[Tensor], Tensor], x: Tensor, width: int,
         params (Sequence[nn.Parameter]): All that the function uses.
     """
     rows = max(BLOCK // width, 1)
-    if x.is_cuda or x.numel() <= rows * x.shape[-1] or _is_graph():
+    if x.is_cuda or _is_graph() or x.numel() <= rows * x.shape[-1]:
         return function(x)
     return _ByBlocks.apply(function, rows, x, *params)
 

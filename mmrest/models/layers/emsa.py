@@ -1,4 +1,4 @@
-from typing import Tuple
+from typing import Optional, Tuple
 
 from torch import Tensor, nn
 
@@ -63,6 +63,12 @@ class EMSA(nn.Module):
 
     def forward(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
         """Attend over tokens (B, N, C) of an image of ``hw`` = (H, W), N = H W."""
+        out = emsa_attention(  # (B, h, N, d)
+            *self.project(x, hw), *self.mixing(), normalize=self.normalize, backend=self.backend)
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+    def project(self, x: Tensor, hw: Tuple[int, int]) -> Tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, h, N, d), and keys and values (B, h, M, d) of the shrunk image."""
         B, N, C = x.shape
         h = self.num_heads
         q = self.q(x).view(B, N, h, C // h).transpose(1, 2)  # (B, h, N, d)
@@ -71,9 +77,11 @@ class EMSA(nn.Module):
             x = self.sr_norm(x)
         kv = self.kv(x).view(B, -1, 2, h, C // h)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
-        mix = bias = None
-        if self.mix_heads:
-            mix, bias = self.transform_conv.weight.view(h, h), self.transform_conv.bias
-        out = emsa_attention(  # (B, h, N, d)
-            q, k, v, mix, bias, normalize=self.normalize, backend=self.backend)
-        return self.proj(out.transpose(1, 2).reshape(B, N, C))
+        return q, k, v
+
+    def mixing(self) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+        """Weight (h, h) and bias (h,) of the convolution over heads, if there is one."""
+        if not self.mix_heads:
+            return None, None
+        h = self.num_heads
+        return self.transform_conv.weight.view(h, h), self.transform_conv.bias

@@ -9,7 +9,17 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor],
                         bias: Optional[Tensor], scale: float, normalize: bool,
                         eps: float) -> Tensor:
     """See :func:`~mmrest.ops.emsa_attention`."""
-    M = k.shape[2]
+    attn = attention_map(q, k, mix, bias, scale)  # (B, h, N, M)
+    if normalize:
+        attn = attn - 1 / k.shape[2]  # the mean: rows sum to one
+        var = attn.square().mean(dim=(-2, -1), keepdim=True)  # (B, h, 1, 1)
+        attn = attn * torch.rsqrt(var + eps)
+    return (attn.to(v.dtype) @ v).to(v.dtype)  # autocast may make the product another type
+
+
+def attention_map(q: Tensor, k: Tensor, mix: Optional[Tensor], bias: Optional[Tensor],
+                  scale: float) -> Tensor:
+    """softmax(Conv(scale * q k^T)), (B, h, N, M): the map before its norm, rows sum to one."""
     attn = scale * (q @ k.transpose(-2, -1))  # (B, h, N, M)
     if mix is not None:
         # The 1x1 convolution over heads, as a product: (h, h) with (B, h, N M).
@@ -17,9 +27,4 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor],
         if bias is not None:
             attn = attn + bias.to(attn.dtype)[:, None, None]
     # The variance is about 1e-6: no place for fewer bits than float32.
-    attn = attn.softmax(dim=-1, dtype=torch.promote_types(attn.dtype, torch.float32))
-    if normalize:
-        attn = attn - 1 / M  # the mean: rows sum to one
-        var = attn.square().mean(dim=(-2, -1), keepdim=True)  # (B, h, 1, 1)
-        attn = attn * torch.rsqrt(var + eps)
-    return (attn.to(v.dtype) @ v).to(v.dtype)  # autocast may make the product another type
+    return attn.softmax(dim=-1, dtype=torch.promote_types(attn.dtype, torch.float32))
