@@ -1,8 +1,10 @@
 from typing import Optional, Tuple
 
+import torch
 from torch import Tensor, nn
 
 from ...ops import check_backend, emsa_attention
+from ...ops.arguments import check_bool, check_int
 from .layout import image_to_tokens, tokens_to_image
 
 
@@ -24,8 +26,7 @@ class EMSA(nn.Module):
         backend (str): What computes it, see :func:`~mmrest.ops.emsa_attention`.
 
     Raises:
-        ValueError: ``embed_dims`` is no multiple of ``num_heads``, or there is no such
-            backend.
+        TypeError, ValueError: An argument is not of the kind or in the range above.
         RuntimeError: The backend cannot run on this machine.
     """
 
@@ -37,6 +38,11 @@ class EMSA(nn.Module):
                  normalize: bool = True,
                  backend: str = 'auto'):
         super().__init__()
+        for name, value in (('embed_dims', embed_dims), ('num_heads', num_heads),
+                            ('sr_ratio', sr_ratio)):
+            check_int(name, value, 1)
+        check_bool('mix_heads', mix_heads)
+        check_bool('normalize', normalize)
         check_backend(backend)
         self.backend = backend
         if embed_dims % num_heads:
@@ -69,6 +75,8 @@ class EMSA(nn.Module):
 
     def project(self, x: Tensor, hw: Tuple[int, int]) -> Tuple[Tensor, Tensor, Tensor]:
         """Queries (B, h, N, d), and keys and values (B, h, M, d) of the shrunk image."""
+        if not torch.jit.is_tracing():  # which warns of every comparison of sizes
+            self._check(x, hw)
         B, N, C = x.shape
         h = self.num_heads
         q = self.q(x).view(B, N, h, C // h).transpose(1, 2)  # (B, h, N, d)
@@ -85,3 +93,13 @@ class EMSA(nn.Module):
             return None, None
         h = self.num_heads
         return self.transform_conv.weight.view(h, h), self.transform_conv.bias
+
+    def _check(self, x: Tensor, hw: Tuple[int, int]) -> None:
+        channels = self.q.in_features
+        if not isinstance(x, Tensor):
+            raise TypeError(f'x={x!r} must be a tensor')
+        if x.ndim != 3 or x.shape[2] != channels:
+            raise ValueError(f'x of shape {tuple(x.shape)} must be (B, N, {channels})')
+        if len(hw) != 2 or hw[0] * hw[1] != x.shape[1]:
+            raise ValueError(f'hw={tuple(hw)} must be height and width of the '
+                             f'{x.shape[1]} tokens in x')

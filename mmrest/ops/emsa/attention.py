@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import check_bool, check_number
 from .chunked import Chunked
 from .reference import reference_attention
 
@@ -47,10 +48,10 @@ def emsa_attention(
             ``None`` leaves the convolution out.
         bias (Tensor, optional): Its bias, (h,). A constant per row of scores, to
             which softmax is blind: it changes no output and its gradient is zero.
-        scale (float, optional): Factor on the scores, ``d ** -0.5`` if ``None``.
+        scale (float, optional): Factor on the scores, above 0; ``d ** -0.5`` if ``None``.
         normalize (bool): Normalise each head's map to mean 0 and variance 1 over
             its N x M elements (instance normalisation without parameters).
-        eps (float): Added to that variance. Where N M = 1 the result is zero.
+        eps (float): Added to that variance, above 0. Where N M = 1 the result is zero.
         backend (str): 'reference' (the equations, the whole map in memory), 'chunked'
             (PyTorch on any device, no N x M map kept), 'triton' (fused kernels on CUDA)
             or 'auto': 'triton' where it can run, else 'chunked', and 'reference'
@@ -60,11 +61,17 @@ def emsa_attention(
         Tensor: (B, h, N, d) in v's type.
 
     Raises:
-        ValueError: Shapes do not fit each other, or there is no such backend.
+        TypeError: An argument is not of the kind above, or the tensors' types differ.
+        ValueError: Shapes or devices do not fit each other, a number is out of its range
+            or there is no such backend.
         RuntimeError: The backend asked for cannot run here.
     """
     if not torch.jit.is_tracing():  # which warns of every comparison of sizes
         _check_tensors(q, k, v, mix, bias)
+    if scale is not None:
+        check_number('scale', scale, above=0)
+    check_bool('normalize', normalize)
+    check_number('eps', eps, above=0)
     check_backend(backend)
     scale = q.shape[-1]**-0.5 if scale is None else scale
     if mix is None and not normalize:
@@ -92,7 +99,7 @@ def check_backend(backend: str) -> None:
         ValueError: There is no such backend.
         RuntimeError: It is 'triton', and the package is not installed.
     """
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f'backend={backend!r} must be one of {BACKENDS}')
     if backend == 'triton' and triton is None:
         raise RuntimeError(f"backend='triton' cannot run: {NO_TRITON}")
@@ -123,6 +130,15 @@ def _is_exporting() -> bool:
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor],
                    bias: Optional[Tensor]) -> None:
+    for name, x in (('q', q), ('k', k), ('v', v), ('mix', mix), ('bias', bias)):
+        if x is None and name in ('mix', 'bias'):
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f'{name}={x!r} must be a tensor')
+        if not x.is_floating_point():
+            raise TypeError(f"{name}'s dtype {x.dtype} must be a floating-point one")
+        if x.device != q.device:
+            raise ValueError(f"{name}'s device '{x.device}' must be that of q, '{q.device}'")
     for name, x in (('q', q), ('k', k), ('v', v)):
         if x.ndim != 4:
             raise ValueError(f'{name} of shape {tuple(x.shape)} must be (B, h, tokens, d)')
