@@ -16,7 +16,7 @@ Modules and parameters carry the names of the published code, so that its weight
 """
 import os
 import re
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.utils.checkpoint
@@ -26,6 +26,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..ops import describe_backend
+from ..ops.arguments import check_bool, check_int, check_number
 from .checkpoint import load_pretrained
 from .layers import (
     EMSA,
@@ -175,30 +176,34 @@ class ResT(BaseModule):
                  backend: Optional[str] = None,
                  norm_in_trunk: bool = False):
         super().__init__(init_cfg)
+        _check_init_cfg(init_cfg)
         self.arch = arch if isinstance(arch, str) else 'custom'
         settings = self._arch_settings(arch)
         embed_dims, depths = settings['embed_dims'], settings['depths']
         self.num_stages = len(depths)  # of the architecture, built or not
         self.out_indices = _check_out_indices(out_indices, self.num_stages)
         self.depths = depths[:self.out_indices[-1] + 1]  # of the stages that are built
-        if not isinstance(frozen_stages, int):
-            raise TypeError(f'frozen_stages={frozen_stages!r} must be an int')
-        if not -1 <= frozen_stages <= self.num_stages:
+        check_int('frozen_stages', frozen_stages, -1)
+        if frozen_stages > self.num_stages:
             raise ValueError(f'frozen_stages={frozen_stages} must be from -1 (none) to '
                              f'{self.num_stages} (every stage)')
-        if not isinstance(in_channels, int) or in_channels < 1:
-            raise ValueError(f'in_channels={in_channels!r} must be an int from 1 up')
+        check_int('in_channels', in_channels, 1)
+        check_bool('norm_eval', norm_eval)
+        check_bool('with_cp', with_cp)
+        check_bool('norm_in_trunk', norm_in_trunk)
         if drop_path_rate is None:
             drop_path_rate = settings['drop_path_rate']
+        check_number('drop_path_rate', drop_path_rate)
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate} must be in [0, 1)')
         for name, value, allowed in (('stem', stem, STEMS), ('position', position, POSITIONS),
                                      ('attention', attention, ATTENTIONS)):
-            if value not in allowed:
+            if not isinstance(value, str) or value not in allowed:
                 raise ValueError(f'{name}={value!r} must be one of {sorted(allowed)}')
         self.img_size = None  # any
         if position == 'le':
             self.img_size = _check_img_size(img_size)
+        self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -262,7 +267,13 @@ class ResT(BaseModule):
 
         H_i is H / 4 (stage 0) to H / 32 (stage 3), rounded up (``stem='pvt'`` rounds
         its 4 down), likewise W_i.
+
+        Raises:
+            TypeError: The image is no tensor of floating-point numbers.
+            ValueError: It is of another shape.
         """
+        if not torch.jit.is_tracing():  # which warns of every comparison of sizes
+            _check_image(x, self.in_channels)
         if self.img_size not in (None, x.shape[-2:]):
             raise ValueError(f"position='le' takes images of img_size={self.img_size} alone, "
                              f'not {tuple(x.shape[-2:])}')
@@ -337,8 +348,12 @@ class ResT(BaseModule):
             raise TypeError(f'arch={arch!r} must be a str or a dict')
         required = {'embed_dims', 'depths', 'num_heads', 'sr_ratios'}
         if not required <= set(arch) <= required | {'mlp_ratios'}:
-            raise ValueError(f'arch has the keys {sorted(arch)}; it must have '
+            raise ValueError(f'arch has the keys {sorted(map(str, arch))}; it must have '
                              f'{sorted(required)} and may have mlp_ratios')
+        for key, values in arch.items():
+            if not isinstance(values, Sequence) or isinstance(values, str):
+                raise TypeError(f'arch: {key}={values!r} must be a sequence of one value per '
+                                'stage')
         settings = {key: tuple(values) for key, values in arch.items()}
         num_stages = len(settings['embed_dims'])
         settings.setdefault('mlp_ratios', (4, ) * num_stages)
@@ -346,11 +361,13 @@ class ResT(BaseModule):
             if len(values) != num_stages or num_stages == 0:
                 raise ValueError(f'arch: {key}={values} must have one value per stage, '
                                  f'as embed_dims={settings["embed_dims"]} has')
-            for value in values:
-                if key != 'mlp_ratios' and (not isinstance(value, int) or value < 1):
-                    raise ValueError(f'arch: {key}={values} must be ints from 1 up')
-                if key == 'mlp_ratios' and not value > 0:
-                    raise ValueError(f'arch: {key}={values} must be above 0')
+            if key != 'mlp_ratios' and not all(_is_int(value, 1) for value in values):
+                raise ValueError(f'arch: {key}={values} must be ints from 1 up')
+        for ratio, dims in zip(settings['mlp_ratios'], settings['embed_dims']):
+            check_number('arch: one of mlp_ratios', ratio, above=0)
+            if ratio * dims < 1:
+                raise ValueError(f"arch: mlp_ratios={settings['mlp_ratios']} must leave every "
+                                 f"FFN a channel, of embed_dims={settings['embed_dims']}")
         if settings['embed_dims'][0] % 2:
             raise ValueError(f'arch: embed_dims={settings["embed_dims"]} must start with an '
                              'even number: the stem is half as wide')
@@ -373,7 +390,7 @@ def _check_out_indices(out_indices: Optional[Sequence[int]],
                        num_stages: int) -> Tuple[int, ...]:
     if out_indices is None:
         return tuple(range(num_stages))
-    if isinstance(out_indices, (int, str)):
+    if not isinstance(out_indices, Sequence) or not all(_is_int(i) for i in out_indices):
         raise TypeError(f'out_indices={out_indices!r} must be a sequence of ints or None')
     indices = tuple(out_indices)
     if not indices or not set(indices) <= set(range(num_stages)) or any(
@@ -384,10 +401,34 @@ def _check_out_indices(out_indices: Optional[Sequence[int]],
 
 
 def _check_img_size(img_size: Union[int, Tuple[int, int]]) -> Tuple[int, int]:
-    hw = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    if len(hw) != 2 or not all(isinstance(side, int) and side > 0 for side in hw):
+    hw = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if not isinstance(hw, Sequence) or len(hw) != 2 or not all(_is_int(x, 1) for x in hw):
         raise ValueError(f'img_size={img_size!r} must be an int from 1 up, or two of them')
-    return hw
+    return tuple(hw)
+
+
+def _check_init_cfg(init_cfg: Optional[Union[dict, List[dict]]]) -> None:
+    entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+    if not isinstance(entries, (list, tuple)) or not all(
+            isinstance(cfg, dict) and 'type' in cfg for cfg in entries):
+        raise TypeError(f'init_cfg={init_cfg!r} must be a dict with a type, a list of them '
+                        'or None')
+
+
+def _check_image(x: Tensor, channels: int) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f'x={x!r} must be a tensor of images')
+    if not x.is_floating_point():
+        raise TypeError(f'x of {x.dtype} must be of a floating-point type')
+    if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[-2:]:
+        raise ValueError(f'x of shape {tuple(x.shape)} must be (B, {channels}, H, W), H and W '
+                         'from 1 up')
+
+
+def _is_int(value: Any, least: Optional[int] = None) -> bool:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return least is None or value >= least
 
 
 def _is_pretrained(init_cfg: dict) -> bool:
