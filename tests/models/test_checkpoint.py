@@ -1,9 +1,14 @@
 import argparse
+import hashlib
 import io
+import json
 import logging
 import os
 import pickle
+import random
+import struct
 import subprocess
+import sys
 
 import numpy.testing
 import pytest
@@ -12,7 +17,7 @@ from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.registry import WEIGHT_INITIALIZERS
 
 from mmrest import ResT
-from mmrest.models.checkpoint import UnsafeCheckpointError
+from mmrest.models.checkpoint import UnsafeCheckpointError, read_state_dict
 
 from .. import golden
 
@@ -67,11 +72,14 @@ def check_loaded(model, weights=None):
 
 
 def test_published_file(tmp_path, log):
-    model = load(published(tmp_path / 'rest_lite.pth'))
+    path = published(tmp_path / 'rest_lite.pth')
+    model = load(path)
     check_loaded(model)
     lines = [line for line in log.getvalue().splitlines() if 'loaded' in line]
     assert len(lines) == 1
     assert "ResT(arch='lite'): loaded 9,995,300 of 9,996,196 parameters from" in lines[0]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f'{path} (SHA-256 {digest}); missing' in lines[0]
     missing, unused = lines[0].split('missing')[1].split('not used:')
     assert all(name in missing for name in DETECTION_NORMS)
     assert unused.split(', ') == [f' {HEAD[0]}', HEAD[1]]
@@ -163,7 +171,90 @@ def test_head_of_a_published_classifier(tmp_path):
         WEIGHT_INITIALIZERS.build(dict(type='ResTHead', checkpoint=str(path)))(Head(10))
 
 
+# safetensors
+
+
+def as_safetensors(header, data=b''):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack('<Q', len(header)) + header + data
+
+
+def test_safetensors(tmp_path, log):
+    save_file = pytest.importorskip('safetensors.torch').save_file
+    path = tmp_path / 'rest_lite.safetensors'
+    save_file(classification_weights(), path, metadata=dict(model='not a tensor'))
+    check_loaded(load(path))
+    assert f'(SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()})' in log.getvalue()
+
+
+def test_safetensors_wants_its_package(tmp_path, monkeypatch):
+    path = tmp_path / 'weights.safetensors'
+    path.write_bytes(as_safetensors({}))
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    with pytest.raises(ImportError, match='pip install safetensors'):
+        load(path)
+
+
+@pytest.mark.parametrize('content, words', [
+    (b'', 'header too small'),
+    (b'hello world, this is text', 'header too large'),
+    (struct.pack('<Q', 2**63) + b'{}', 'header too large'),
+    (struct.pack('<Q', 99_000_000) + b'{}', 'invalid header length'),
+    (as_safetensors(b'[' * 100_000), 'invalid JSON'),
+    (as_safetensors({'a': dict(dtype='F32', shape=[2], data_offsets=[0, 8])}, b'1234'), ''),
+    (as_safetensors({'a': dict(dtype='F32', shape=[2**40] * 2, data_offsets=[0, 8])},
+                    b'12345678'), 'overflow'),
+    (as_safetensors({'a': dict(dtype='F32', shape=[0, 2**63], data_offsets=[0, 0])}), ''),
+    (as_safetensors({}), 'no named tensors'),
+    (pickle.dumps({'a': 1}), ''),
+], ids=['empty', 'text', 'huge', 'long', 'deep', 'short', 'overflow', 'zero', 'none', 'pickle'])
+def test_damaged_safetensors(content, words, tmp_path):
+    pytest.importorskip('safetensors')
+    path = tmp_path / 'odd.safetensors'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='odd.safetensors.*' + words):
+        load(path)
+
+
+@pytest.mark.parametrize('kind', ['safetensors', 'pth', 'legacy.pth'])
+def test_damaged_bytes_are_a_value_error_or_load(kind, tmp_path, many):
+    weights = {'a': torch.arange(6.), 'b': torch.ones(2, 3, dtype=torch.int64)}
+    path = tmp_path / f'weights.{kind}'
+    if kind == 'safetensors':
+        pytest.importorskip('safetensors.torch').save_file(weights, path)
+    else:
+        torch.save(weights, path, _use_new_zipfile_serialization=kind == 'pth')
+    whole, rng, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(many(200, 2000)):
+        damaged = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            damaged[rng.randrange(len(whole))] = rng.randrange(256)
+        path.write_bytes(damaged[:rng.choice([None, rng.randrange(len(whole))])])
+        try:
+            read_state_dict(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 50
+
+
 # Wrong files
+
+
+@pytest.mark.parametrize('stem', ['rest', 'resnet', 'pvt'])
+def test_images_of_other_channels_are_refused(stem, tmp_path):
+    path = tmp_path / 'weights.pth'
+    torch.save(ResT('lite', 3, (0, ), stem=stem).state_dict(), path)
+    for in_channels in (1, 4):
+        with pytest.raises(ValueError) as raised:
+            load(path, stem=stem, in_channels=in_channels, out_indices=(0, ))
+        assert f'in_channels={in_channels} here, 3 in the file' in str(raised.value)
+        assert str(path) in str(raised.value)
+    load(path, stem=stem, out_indices=(0, ))
+    source = ResT('lite', 4, (0, ), stem=stem)
+    torch.save(source.state_dict(), path)
+    model = load(path, stem=stem, in_channels=4, out_indices=(0, ))
+    torch.testing.assert_close(model.state_dict(), source.double().state_dict())
 
 
 @pytest.mark.parametrize('have, want', [('lite', 'small'), ('small', 'lite'),
