@@ -390,7 +390,8 @@ def _check_out_indices(out_indices: Optional[Sequence[int]],
                        num_stages: int) -> Tuple[int, ...]:
     if out_indices is None:
         return tuple(range(num_stages))
-    if not isinstance(out_indices, Sequence) or not all(_is_int(i) for i in out_indices):
+    if isinstance(out_indices, (str, bytes)) or not isinstance(
+            out_indices, Sequence) or not all(_is_int(i) for i in out_indices):
         raise TypeError(f'out_indices={out_indices!r} must be a sequence of ints or None')
     indices = tuple(out_indices)
     if not indices or not set(indices) <= set(range(num_stages)) or any(
@@ -408,7 +409,9 @@ def _check_img_size(img_size: Union[int, Tuple[int, int]]) -> Tuple[int, int]:
 
 
 def _check_init_cfg(init_cfg: Optional[Union[dict, List[dict]]]) -> None:
-    entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+    if init_cfg is None:
+        return
+    entries = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
     if not isinstance(entries, (list, tuple)) or not all(
             isinstance(cfg, dict) and 'type' in cfg for cfg in entries):
         raise TypeError(f'init_cfg={init_cfg!r} must be a dict with a type, a list of them '

@@ -93,8 +93,8 @@ def chunked_backward(grad: Tensor, out: Tensor, r: Tensor, q: Tensor, k: Tensor,
 
 def _blocks(B: int, h: int, N: int, M: int) -> Iterator[Tuple[slice, slice]]:
     """Images and queries of each block: some whole images, or some queries of one."""
-    images = max(BLOCK // (h * N * M), 1)
-    rows = max(BLOCK // (h * M), 1) if images == 1 else N
+    images = max(BLOCK // max(h * N * M, 1), 1)
+    rows = max(BLOCK // (h * M), 1) if images == 1 else max(N, 1)
     for b in range(0, B, images):
         for n in range(0, N, rows):
             yield slice(b, b + images), slice(n, n + rows)
