@@ -7,10 +7,11 @@ except ImportError as error:
         'onedl-mmengine` (or `pip install mmengine` in an OpenMMLab environment)'
     ) from error
 
+from .hooks import ReseedHook, WholeCheckpointHook
 from .models import EMSA, ResT
 from .version import __version__
 from .zoo import register
 
 register()
 
-__all__ = ['EMSA', 'ResT', '__version__']
+__all__ = ['EMSA', 'ReseedHook', 'ResT', 'WholeCheckpointHook', '__version__']

@@ -1,7 +1,6 @@
 # Handwritten digits on images of 128 pixels, for detectors that a CPU trains in minutes:
 # see tools/dataset_converters/digits_to_coco.py. No flips: a mirrored digit is another thing.
-_base_ = 'mmdet::_base_/default_runtime.py'
-custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)
+_base_ = './mmdet_runtime.py'
 
 data_root = 'data/digits/'
 batch_size = 8

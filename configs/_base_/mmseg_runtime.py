@@ -10,7 +10,9 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4000, max_keep_ckpts=2),
+    checkpoint=dict(
+        type='WholeCheckpointHook', by_epoch=False, interval=4000, max_keep_ckpts=2),
+    reseed=dict(type='ReseedHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'))
 vis_backends = [dict(type='LocalVisBackend')]

@@ -1,6 +1,5 @@
 # Handwritten digits, 48 pixels a side, on a CPU in minutes: see tools/demo.py.
-_base_ = 'mmpretrain::_base_/default_runtime.py'
-custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)
+_base_ = '../_base_/mmpretrain_runtime.py'
 
 data_root = 'data/digits/cls/'
 batch_size = 32

@@ -1,9 +1,8 @@
 # 300 epochs on ImageNet-1k (section 4.1 of the paper).
 _base_ = [
     '../_base_/rest_classifier.py', 'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
-    'mmpretrain::_base_/default_runtime.py'
+    '../_base_/mmpretrain_runtime.py'
 ]
-custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)
 
 batch_size = 256  # on each of 8 GPUs
 lr = 5e-4  # for 8 x 256 images

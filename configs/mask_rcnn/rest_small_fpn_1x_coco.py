@@ -1,8 +1,7 @@
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py', '../_base_/coco_instance_multiscale.py',
-    '../_base_/adamw_1x.py', 'mmdet::_base_/default_runtime.py'
+    '../_base_/adamw_1x.py', '../_base_/mmdet_runtime.py'
 ]
-custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)
 
 # The paper starts from ImageNet weights. To do so, add to the backbone (or say on the
 # command line, with --cfg-options model.backbone.init_cfg.type=Pretrained

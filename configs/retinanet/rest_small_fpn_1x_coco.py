@@ -1,8 +1,7 @@
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py', '../_base_/coco_detection_multiscale.py',
-    '../_base_/adamw_1x.py', 'mmdet::_base_/default_runtime.py'
+    '../_base_/adamw_1x.py', '../_base_/mmdet_runtime.py'
 ]
-custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)
 
 # The paper starts from ImageNet weights: see configs/mask_rcnn/rest_small_fpn_1x_coco.py.
 # FPN takes every level that it gets (start_level=0): one left out would have parameters

@@ -2,9 +2,8 @@
 # flip alone, 100 epochs of SGD.
 _base_ = [
     '../../_base_/rest_classifier.py', 'mmpretrain::_base_/datasets/imagenet_bs32.py',
-    'mmpretrain::_base_/default_runtime.py'
+    '../../_base_/mmpretrain_runtime.py'
 ]
-custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)
 
 batch_size = 256  # on each of 8 GPUs
 lr = 0.4  # 0.1 x 2048 / 512

@@ -1,0 +1,124 @@
+"""tools/train.py in processes that start fast, on tiny data, with whatever may befall them."""
+import multiprocessing
+import os
+import resource
+import runpy
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+# A ResT of two stages; DropPath draws random numbers in every block but the first.
+ARCH = dict(embed_dims=(8, 16), depths=(1, 2), num_heads=(1, 2), sr_ratios=(2, 1))
+# Forked from a server that has imported everything: a run starts in a second.
+PROCESSES = multiprocessing.get_context('forkserver')
+PROCESSES.set_forkserver_preload(
+    ['mmpretrain.models', 'mmpretrain.datasets', 'mmdet.models', 'mmdet.datasets',
+     'mmdet.evaluation', 'mmdet.visualization', 'mmpretrain.visualization', 'mmrest'])
+
+
+class Run:
+    """tools/train.py with ``args`` in ``folder``; ``fate`` is called in its process first."""
+
+    def __init__(self, folder, *args, fate=None):
+        self.log = folder / f'{time.monotonic_ns()}.txt'
+        self.process = PROCESSES.Process(
+            target=_train, args=(str(folder), str(self.log), list(map(str, args)), fate))
+        self.started = time.monotonic()
+        self.process.start()
+
+    def until(self, words, timeout=60):
+        """Wait for words in what it prints; False if it ends without them."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            over = not self.process.is_alive()
+            if words in self.text():
+                return True
+            if over:
+                return False
+            time.sleep(0.005)
+        raise TimeoutError(f'{words!r} after {timeout} s in {self.text()[-3000:]}')
+
+    def wait(self, timeout=120):
+        """The exit code: negative is a signal's number."""
+        self.process.join(timeout)
+        assert not self.process.is_alive(), self.text()[-3000:]
+        return self.process.exitcode
+
+    def text(self):
+        return self.log.read_text() if self.log.exists() else ''
+
+
+def _train(folder, log, args, fate):
+    os.chdir(folder)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    torch.set_num_threads(1)
+    sys.path.insert(0, str(ROOT / 'tools'))
+    sys.argv = [str(ROOT / 'tools/train.py'), *args]
+    if fate is not None:
+        fate()
+    runpy.run_path(sys.argv[0], run_name='__main__')
+
+
+class DieAt:
+    """SIGKILL at the n-th rename of a file to a name that ends so, before or after it."""
+
+    def __init__(self, end, n, after):
+        self.end, self.n, self.after = end, n, after
+
+    def __call__(self):
+        replace = os.replace
+
+        def deadly(source, target, **kwargs):
+            self.n -= str(target).endswith(self.end)
+            if self.n == 0 and not self.after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target, **kwargs)
+            if self.n == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = deadly
+
+
+class FilesAtMost:
+    """No file grows past ``size`` bytes: the write fails there, or kills the process."""
+
+    def __init__(self, size, kill):
+        self.size, self.kill = size, kill
+
+    def __call__(self):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if self.kill else signal.SIG_IGN)
+
+
+def content(path):
+    """What a checkpoint says of the training's state: weights, optimizer, schedule, place."""
+    checkpoint = torch.load(path, map_location='cpu', weights_only=False)
+    place = {key: checkpoint['meta'][key] for key in ('epoch', 'iter')}
+    return dict(
+        place=place, **{k: checkpoint[k] for k in ('state_dict', 'optimizer',
+                                                   'param_schedulers')})
+
+
+def distance(a, b):
+    """Largest absolute difference of two states' weights."""
+    a, b = a['state_dict'], b['state_dict']
+    assert a.keys() == b.keys()
+    return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
+
+
+def same(a, b):
+    """Equal to the last bit, through all dicts and lists."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
