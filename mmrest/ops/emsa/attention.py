@@ -146,8 +146,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor],
             raise TypeError(f"{name}'s dtype {x.dtype} must be that of q, {q.dtype}")
     B, h, _, d = q.shape
     if k.shape[:2] != (B, h) or k.shape[2] == 0 or k.shape[3] != d:
-        raise ValueError(f'k of shape {tuple(k.shape)} must be ({B}, {h}, M, {d}), M from 1 up, '
-                         f'to fit q of shape {tuple(q.shape)}')
+        raise ValueError(f'k of shape {tuple(k.shape)} must be ({B}, {h}, M, {d}), M from 1 '
+                         f'up, to fit q of shape {tuple(q.shape)}')
     if v.shape != k.shape:
         raise ValueError(f'v of shape {tuple(v.shape)} must have the shape of k, '
                          f'{tuple(k.shape)}')
