@@ -10,11 +10,11 @@ import argparse
 from typing import Tuple
 
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.config import Config, DictAction
 from torch import nn
 
 from mmrest import EMSA
+from mmrest.apis import build_model, example, find_rest, read_config
 
 
 class Counter:
@@ -49,25 +49,11 @@ class Counter:
 
 def count(cfg: Config, shape: Tuple[int, int]) -> Tuple[int, int, int]:
     """Parameters, multiply-adds as published, and with the attention's products."""
-    scope = cfg.get('default_scope', 'mmdet')
-    __import__(f'{scope}.utils', fromlist=['x']).register_all_modules(False)
-    init_default_scope(scope)
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(cfg.model).eval()
+    model = build_model(cfg)
+    find_rest(model)
     counter = Counter(model)
-    image = torch.zeros(3, *shape)
-    data = dict(inputs=[image])
-    if scope == 'mmdet':
-        from mmdet.structures import DetDataSample
-        sample = DetDataSample(metainfo=dict(
-            img_shape=shape, ori_shape=shape, scale_factor=(1., 1.), batch_input_shape=shape))
-        data['data_samples'] = [sample]
-        data = model.data_preprocessor(data)
-    else:
-        data = dict(inputs=image[None], data_samples=None)
     with torch.no_grad():
-        model(data['inputs'], data['data_samples'], mode='tensor')
+        model(**example(cfg, model, shape), mode='tensor')
     parameters = sum(p.numel() for p in model.parameters())
     return parameters, counter.layers, counter.layers + counter.attention
 
@@ -78,8 +64,13 @@ def main() -> None:
     parser.add_argument('config')
     parser.add_argument(
         '--shape', type=int, nargs=2, default=(224, 224), metavar=('HEIGHT', 'WIDTH'))
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args()
-    parameters, published, full = count(Config.fromfile(args.config), tuple(args.shape))
+    try:
+        cfg = read_config(args.config, args.cfg_options)
+        parameters, published, full = count(cfg, tuple(args.shape))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
     print(f'{args.config} at {args.shape[0]}x{args.shape[1]}: '
           f'{parameters / 1e6:.3f} M parameters, FLOPs {published / 1e9:.2f} G as published, '
           f'{full / 1e9:.2f} G with the attention products')

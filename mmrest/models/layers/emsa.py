@@ -70,7 +70,8 @@ class EMSA(nn.Module):
     def forward(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
         """Attend over tokens (B, N, C) of an image of ``hw`` = (H, W), N = H W."""
         out = emsa_attention(  # (B, h, N, d)
-            *self.project(x, hw), *self.mixing(), normalize=self.normalize, backend=self.backend)
+            *self.project(x, hw), *self.mixing(), normalize=self.normalize,
+            backend=self.backend)
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
     def project(self, x: Tensor, hw: Tuple[int, int]) -> Tuple[Tensor, Tensor, Tensor]:

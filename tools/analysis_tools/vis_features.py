@@ -1,0 +1,61 @@
+"""The feature pyramid in pictures: ResT's stages and what the neck makes of them.
+
+    python tools/analysis_tools/vis_features.py configs/mask_rcnn/rest_small_fpn_1x_coco.py \
+        CHECKPOINT photo.jpg features.png
+
+Each map is the mean over channels (or the largest with --reduce max), drawn over the image by
+MMEngine's visualizer.
+"""
+import argparse
+from pathlib import Path
+from typing import List, Optional
+
+import torch
+import torch.nn.functional as F
+from mmengine.visualization import Visualizer
+from pictures import save_rows
+
+from mmrest.apis import build_model, find_rest, read_config, read_image
+
+REDUCTIONS = dict(mean='squeeze_mean', max='select_max')
+
+
+def main(args: Optional[List[str]] = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint')
+    parser.add_argument('image')
+    parser.add_argument('out', type=Path, help='the picture to write')
+    parser.add_argument('--reduce', choices=sorted(REDUCTIONS), default='mean')
+    args = parser.parse_args(args)
+    try:
+        cfg = read_config(args.config)
+        model = build_model(cfg, args.checkpoint)
+        picture, inputs = read_image(cfg, model, args.image)
+        rest = find_rest(model)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
+    with torch.no_grad():
+        levels = {'backbone': rest(inputs)}
+        if cfg.model.get('neck') and cfg.default_scope != 'mmpretrain':
+            levels['neck'] = model.neck(levels['backbone'])
+    height, width = picture.shape[:2]
+    rows = []
+    for name, features in levels.items():
+        rows.append([(name, picture)])
+        for i, feature in enumerate(features):
+            stride = inputs.shape[2] // feature.shape[2]
+            cut = feature[0, :, :-(-height // stride), :-(-width // stride)]  # no padding
+            large = F.interpolate(cut[None], size=(height, width), mode='bilinear')[0]
+            drawn = Visualizer.draw_featmap(
+                large, picture, channel_reduction=REDUCTIONS[args.reduce])
+            title = f'{tuple(feature.shape[1:])}, stride {stride}'
+            if name == 'backbone':
+                title = f'stage {rest.out_indices[i] + 1}: {title}'
+            rows[-1].append((title, drawn))
+    save_rows(args.out, rows)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,145 @@
+"""ResT as ONNX, for any batch and any size of image, checked against ONNX Runtime.
+
+    python tools/deployment/export_onnx.py configs/classification/rest_small_8xb256_in1k.py \
+        CHECKPOINT classifier.onnx
+    python tools/deployment/export_onnx.py configs/mask_rcnn/rest_small_fpn_1x_coco.py \
+        CHECKPOINT backbone.onnx --part backbone
+
+The graph takes what the config's data preprocessor hands on: normalised float32 images
+(B, 3, H, W); mean, std and channel order stand in the file's metadata.
+"""
+import argparse
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import torch
+from mmengine.config import Config, DictAction
+from torch import Tensor, nn
+
+from mmrest.apis import build_model, find_rest, read_config
+
+try:
+    import onnx
+    import onnxruntime
+    import onnxscript  # noqa: F401  torch.onnx writes with it
+except ImportError as error:
+    raise SystemExit(f'{error}: run `pip install onnx onnxruntime onnxscript`') from None
+
+# Batch, height and width: the first is exported, the others are checked.
+EXPORTED = (2, 192, 256)
+CHECKED = ((1, 224, 224), (3, 97, 131), (1, 320, 64))
+TOLERANCE = 1e-4
+
+
+class Classifier(nn.Module):
+    """A classifier of MMPretrain: normalised images in, logits out."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model(image, mode='tensor')
+
+
+class Backbone(nn.Module):
+    """The ResT of a model: normalised images in, features out."""
+
+    def __init__(self, rest: nn.Module):
+        super().__init__()
+        self.rest = rest
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+        return self.rest(image)
+
+
+def export(network: nn.Module, names: Sequence[str], metadata: Dict[str, str],
+           path: Path) -> float:
+    """Write a network as ONNX with dynamic batch, height and width.
+
+    Args:
+        network (nn.Module): In eval mode, images (B, 3, H, W) in.
+        names (Sequence[str]): Of its outputs.
+        metadata (dict): What the file says of itself.
+        path (Path): Where to; appears only if ONNX Runtime agrees.
+
+    Returns:
+        float: The largest error of ONNX Runtime at the sizes of CHECKED, relative to the
+        largest element of each output (float32).
+
+    Raises:
+        ValueError: The error is above TOLERANCE.
+    """
+    dynamic = torch.export.Dim.DYNAMIC
+    program = torch.onnx.export(
+        network, (torch.rand(EXPORTED[0], 3, *EXPORTED[1:]), ), dynamo=True, verbose=False,
+        input_names=['image'], output_names=list(names),
+        dynamic_shapes=dict(image={0: dynamic, 2: dynamic, 3: dynamic}))
+    partial = path.with_name(f'{path.name}.partial')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = program.model_proto
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, str(partial))
+    session = onnxruntime.InferenceSession(str(partial), providers=['CPUExecutionProvider'])
+    worst = 0.
+    for batch, *hw in CHECKED:
+        image = torch.randn(batch, 3, *hw)
+        with torch.no_grad():
+            wanted = network(image)
+        wanted = [wanted] if isinstance(wanted, Tensor) else wanted
+        for got, want in zip(session.run(None, dict(image=image.numpy())), wanted):
+            error = (torch.from_numpy(got) - want).abs().max() / want.abs().max()
+            worst = max(worst, error.item())
+    if not worst <= TOLERANCE:
+        partial.unlink()
+        raise ValueError(f'ONNX Runtime is {worst:.1e} off, more than {TOLERANCE}: not written')
+    partial.replace(path)
+    return worst
+
+
+def describe_input(cfg: Config) -> Dict[str, str]:
+    """Mean, std and channel order of the network's input."""
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    to_rgb = preprocessor.get('to_rgb', preprocessor.get('bgr_to_rgb', False))
+    return dict(
+        mean=str(list(preprocessor.get('mean') or ())),
+        std=str(list(preprocessor.get('std') or ())),
+        channel_order='RGB' if to_rgb else 'BGR')
+
+
+def main(args: Optional[List[str]] = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint')
+    parser.add_argument('out', type=Path, help='the .onnx file to write')
+    parser.add_argument(
+        '--part', choices=('backbone', 'classifier'),
+        help='default: the classifier of a config of MMPretrain, else the backbone')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    args = parser.parse_args(args)
+    if not hasattr(torch.export, 'Dim') or not hasattr(torch.export.Dim, 'DYNAMIC'):
+        raise SystemExit(f'torch {torch.__version__} cannot export dynamic sizes: '
+                         '2.6 or newer is needed')
+    try:
+        cfg = read_config(args.config, args.cfg_options)
+        is_classifier = cfg.get('default_scope') == 'mmpretrain'
+        part = args.part or ('classifier' if is_classifier else 'backbone')
+        if part == 'classifier' and not is_classifier:
+            raise ValueError(f"part='classifier': config={args.config!r} is not of MMPretrain")
+        model = build_model(cfg, args.checkpoint)
+        rest = find_rest(model)
+        if part == 'classifier':
+            network, names = Classifier(model), ['logits']
+        else:
+            network, names = Backbone(rest), [f'stage{i + 1}' for i in rest.out_indices]
+        error = export(network.eval(), names, describe_input(cfg), args.out)
+    except (ValueError, FileNotFoundError) as problem:
+        raise SystemExit(str(problem)) from None
+    sizes = ', '.join('x'.join(map(str, size)) for size in CHECKED)
+    print(f'{args.out}: {part}, {" ".join(names)}, {args.out.stat().st_size / 1e6:.1f} MB; '
+          f'ONNX Runtime agrees to {error:.1e} at {sizes}')
+
+
+if __name__ == '__main__':
+    main()
