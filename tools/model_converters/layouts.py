@@ -1,0 +1,191 @@
+"""ResT's classifiers and detectors in four layouts of names, and the tables between them.
+
+    published    the paper's ImageNet code     stem.*, stage1.*, ..., norm.*, head.*
+    mmpretrain   configs/classification        backbone.*, head.fc.*
+    detectron2   the paper's detection code    backbone.bottom_up.*, backbone.fpn_*, ...
+    mmdet        configs/mask_rcnn, retinanet  backbone.*, neck.*, rpn_head.*, ...
+
+Sources: github.com/wofmanaf/ResT (models/rest.py, object_detection/), detectron2's modeling/
+and mmdet's models/.
+"""
+from typing import Dict, List, NamedTuple, Tuple
+
+import torch
+from torch import Tensor
+
+from mmrest import ResT
+
+# Modules of detectron2 by those of mmdet; each has a weight and a bias.
+_FASTER_RCNN = {
+    **{f'backbone.fpn_lateral{i + 2}': f'neck.lateral_convs.{i}.conv' for i in range(4)},
+    **{f'backbone.fpn_output{i + 2}': f'neck.fpn_convs.{i}.conv' for i in range(4)},
+    'proposal_generator.rpn_head.conv': 'rpn_head.rpn_conv',
+    'proposal_generator.rpn_head.objectness_logits': 'rpn_head.rpn_cls',
+    'proposal_generator.rpn_head.anchor_deltas': 'rpn_head.rpn_reg',
+    'roi_heads.box_head.fc1': 'roi_head.bbox_head.shared_fcs.0',
+    'roi_heads.box_head.fc2': 'roi_head.bbox_head.shared_fcs.1',
+    'roi_heads.box_predictor.cls_score': 'roi_head.bbox_head.fc_cls',
+    'roi_heads.box_predictor.bbox_pred': 'roi_head.bbox_head.fc_reg',
+}
+_MASK_HEAD = {
+    **{f'roi_heads.mask_head.mask_fcn{i + 1}': f'roi_head.mask_head.convs.{i}.conv'
+       for i in range(4)},
+    'roi_heads.mask_head.deconv': 'roi_head.mask_head.upsample',
+    'roi_heads.mask_head.predictor': 'roi_head.mask_head.conv_logits',
+}
+_RETINANET = {
+    **{f'backbone.fpn_lateral{i + 3}': f'neck.lateral_convs.{i}.conv' for i in range(3)},
+    **{f'backbone.fpn_output{i + 3}': f'neck.fpn_convs.{i}.conv' for i in range(3)},
+    'backbone.top_block.p6': 'neck.fpn_convs.3.conv',
+    'backbone.top_block.p7': 'neck.fpn_convs.4.conv',
+    **{f'head.cls_subnet.{2 * i}': f'bbox_head.cls_convs.{i}.conv' for i in range(4)},
+    **{f'head.bbox_subnet.{2 * i}': f'bbox_head.reg_convs.{i}.conv' for i in range(4)},
+    'head.cls_score': 'bbox_head.retina_cls',
+    'head.bbox_pred': 'bbox_head.retina_reg',
+}
+IN_TRUNK = 'model.backbone.norm_in_trunk=True'
+RELU = 'model.neck.relu_before_extra_convs=True'
+
+
+class Family(NamedTuple):
+    """A network that two layouts hold.
+
+    Attributes:
+        name (str): What people call it.
+        configs (str): Folder of its configs.
+        out_indices (tuple[int]): Stages that the backbone returns.
+        modules (dict[str, str]): Modules outside the backbone, published layout by mm's.
+        options (tuple[str]): What mm's config needs to compute what detectron2 does.
+        class_options (tuple[str]): Where mm's config has the number of classes.
+        num_classes (int): The configs' own.
+        anchor_sizes (tuple[tuple[float]]): Sides in pixels of the anchors of each level,
+            in the configs of both.
+    """
+    name: str
+    configs: str
+    out_indices: Tuple[int, ...]
+    modules: Dict[str, str]
+    options: Tuple[str, ...]
+    class_options: Tuple[str, ...]
+    num_classes: int = 80
+    anchor_sizes: Tuple[Tuple[float, ...], ...] = ()
+
+
+_RPN_SIZES = tuple((8. * 2**i, ) for i in range(2, 7))
+CLASSIFIER = Family('classifier', 'classification/rest_{}_8xb256_in1k.py', (3, ),
+                    {'head': 'head.fc'}, (), ('model.head.num_classes', ), 1000)
+FASTER_RCNN = Family('Faster R-CNN', '', (0, 1, 2, 3), _FASTER_RCNN, (IN_TRUNK, ),
+                     ('model.roi_head.bbox_head.num_classes', ), anchor_sizes=_RPN_SIZES)
+MASK_RCNN = Family(
+    'Mask R-CNN', 'mask_rcnn/rest_{}_fpn_1x_coco.py', (0, 1, 2, 3),
+    dict(_FASTER_RCNN, **_MASK_HEAD), (IN_TRUNK, ),
+    ('model.roi_head.bbox_head.num_classes', 'model.roi_head.mask_head.num_classes'),
+    anchor_sizes=_RPN_SIZES)
+RETINANET = Family(
+    'RetinaNet', 'retinanet/rest_{}_fpn_1x_coco.py', (1, 2, 3), _RETINANET, (IN_TRUNK, RELU),
+    ('model.bbox_head.num_classes', ),
+    anchor_sizes=tuple(tuple(4. * 2**(i + j / 3) for j in range(3)) for i in range(3, 8)))
+
+# What the backbone's names start with, and its last norm's name.
+BACKBONES = {
+    'published': ('', 'norm'),
+    'mmpretrain': ('backbone.', 'norm4'),
+    'detectron2': ('backbone.bottom_up.', 'norm'),
+    'mmdet': ('backbone.', 'norm4'),
+}
+PAIRS = {'published': 'mmpretrain', 'mmpretrain': 'published', 'detectron2': 'mmdet',
+         'mmdet': 'detectron2'}
+
+
+def recognise(state: Dict[str, Tensor]) -> Tuple[str, Family]:
+    """Layout and family of a state dict, by its names.
+
+    Raises:
+        ValueError: They are none of those above.
+    """
+    def has(*starts: str) -> bool:
+        return any(name.startswith(starts) for name in state)
+
+    if has('backbone.bottom_up.'):
+        if has('head.'):
+            return 'detectron2', RETINANET
+        if has('proposal_generator.', 'roi_heads.'):
+            return 'detectron2', MASK_RCNN if has('roi_heads.mask_head.') else FASTER_RCNN
+        raise ValueError('it holds a backbone for detectron2 and no head: there is no '
+                         'detector to convert')
+    if has('backbone.') and has('decode_head.'):
+        raise ValueError("it is mmseg's, whose heads no other layout here has")
+    if has('backbone.') and has('rpn_head.', 'roi_head.'):
+        return 'mmdet', MASK_RCNN if has('roi_head.mask_head.') else FASTER_RCNN
+    if has('backbone.') and has('bbox_head.'):
+        return 'mmdet', RETINANET
+    if has('backbone.') and has('head.'):
+        return 'mmpretrain', CLASSIFIER
+    if has('stem.') and has('head.'):
+        return 'published', CLASSIFIER
+    raise ValueError(f'its names ({", ".join(list(state)[:3])}, ...) are not those of a '
+                     f'classifier or detector in one of the layouts {sorted(BACKBONES)}')
+
+
+def backbone_arch(state: Dict[str, Tensor]) -> dict:
+    """The ``arch`` of :class:`ResT` whose weights these are, without 'backbone.'.
+
+    Raises:
+        ValueError: They are not of a ResT of four stages.
+    """
+    arch = dict(embed_dims=[], depths=[], num_heads=[], sr_ratios=[], mlp_ratios=[])
+    for i in range(1, 5):
+        block = f'stage{i}.0.'
+        norm, fc1, heads, sr = (
+            state.get(f'{block}{name}.weight')
+            for name in ('norm1', 'mlp.fc1', 'attn.transform_conv', 'attn.sr'))
+        for name, value, ndim in (('norm1', norm, 1), ('mlp.fc1', fc1, 2)):
+            if value is None or value.ndim != ndim or value.numel() == 0:
+                raise ValueError('its backbone is not a ResT of four stages: it has no '
+                                 f'{block}{name}.weight of {ndim} dimensions')
+        arch['embed_dims'].append(len(norm))
+        arch['depths'].append(
+            len({name.split('.')[1] for name in state if name.startswith(f'stage{i}.')}))
+        arch['num_heads'].append(1 if heads is None else heads.shape[:1].numel())
+        arch['sr_ratios'].append(1 if sr is None else sr.shape[-1:].numel() - 1)
+        arch['mlp_ratios'].append(len(fc1) / len(norm))
+    return arch
+
+
+def backbone_shapes(arch: dict, family: Family, layout: str) -> Dict[str, torch.Size]:
+    """Every name of a backbone in a layout, and its shape."""
+    prefix, last_norm = BACKBONES[layout]
+    with torch.device('meta'):
+        state = ResT(arch, out_indices=family.out_indices).state_dict()
+    return {
+        prefix + (last_norm + n[len('norm4'):] if n.startswith('norm4.') else n): value.shape
+        for n, value in state.items()
+    }
+
+
+def arch_name(arch: dict) -> str:
+    """'lite', 'small', 'base' or 'large', or '' where the arch has no name."""
+    for name, settings in ResT.arch_zoo.items():
+        if all(list(settings[key]) == values for key, values in arch.items()):
+            return name
+    return ''
+
+
+def cell_anchors(sizes: Tuple[float, ...]) -> Tensor:
+    """detectron2's anchors at one place, (sizes x 3 ratios, 4): size by size."""
+    boxes: List[Tuple[float, ...]] = []
+    for size in sizes:
+        for ratio in (0.5, 1., 2.):  # height / width
+            w, h = size / ratio**0.5, size * ratio**0.5
+            boxes.append((-w / 2, -h / 2, w / 2, h / 2))
+    return torch.tensor(boxes)
+
+
+def swap_anchors(value: Tensor) -> Tensor:
+    """RetinaNet's output channels (9 anchors x k) in the other library's order.
+
+    A place has 3 sizes x 3 ratios of anchors: detectron2 goes size by size, mmdet ratio by
+    ratio. Its own inverse.
+    """
+    by_anchor = value.reshape(3, 3, -1, *value.shape[1:])  # (outer, inner, k, ...)
+    return by_anchor.transpose(0, 1).reshape(value.shape)
