@@ -7,6 +7,8 @@ from typing import Iterator, Sequence
 
 from mmengine.config import Config, DictAction
 
+from mmrest.safe_loading import load_safely
+
 # Options of the stock tools that take a value; the others are flags.
 VALUED = ('--work-dir', '--launcher', '--local_rank', '--local-rank', '--out',
           '--out-item', '--show-dir', '--wait-time', '--interval')
@@ -47,6 +49,7 @@ def run(script: str, loaders: Sequence[str]) -> None:
                 'place, or name its folder where the config does (data_root).')
     if args.checkpoint is not None and not Path(args.checkpoint).is_file():
         raise SystemExit(f'checkpoint={args.checkpoint!r}: no such file')
+    load_safely()
     package = Path(find_spec(scope).origin).parent
     runpy.run_path(str(package / '.mim' / 'tools' / script), run_name='__main__')
 

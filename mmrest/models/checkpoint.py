@@ -1,6 +1,7 @@
 """Reading ResT weights, published or our own, without running code from the file."""
 import hashlib
 import pickle
+import tarfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -30,15 +31,28 @@ class _Inert:
     __call__ = __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
-# What tensors are made of: functions of torch that only put bytes into shape.
+class _Function:
+    """A function that a file may call. It cannot be changed: pickle can set attributes, and
+    torch.load writes a file by the name of an object whose source is said to differ."""
+    __slots__ = ('_function', )
+
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, *args):
+        return self._function(*args)
+
+    def __setstate__(self, state):
+        raise UnsafeCheckpointError('a change of a function')
+
+
+# What tensors are made of: types that no file can change, and functions of torch that only
+# put bytes into shape.
+_TYPES = {('collections', 'OrderedDict'), ('torch', 'Size'), ('torch', 'device')}
 _REBUILD = {
-    ('collections', 'OrderedDict'),
-    ('torch', 'Size'),
-    ('torch', 'device'),
     ('torch._utils', '_rebuild_parameter'),
     ('torch._utils', '_rebuild_tensor'),
     ('torch._utils', '_rebuild_tensor_v2'),
-    ('torch.storage', 'UntypedStorage'),
 }
 # Where the plain data that lies beside the weights comes from, in published and in
 # mmengine checkpoints: training arguments, log histories, arrays. Nothing of it is
@@ -48,11 +62,14 @@ _BESIDE_WEIGHTS = ('argparse', 'collections', 'datetime', 'mmengine', 'numpy', '
 _BUILTINS_BESIDE_WEIGHTS = ('bytearray', 'complex', 'getattr', 'set', 'slice')
 
 
-class _Unpickler(pickle.Unpickler):
+class InertUnpickler(pickle.Unpickler):
+    """Makes tensors and plain values; what may lie beside them becomes nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _REBUILD:
+        if (module, name) in _TYPES:
             return super().find_class(module, name)
+        if (module, name) in _REBUILD:
+            return _Function(super().find_class(module, name))
         if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module.partition('.')[0] in _BESIDE_WEIGHTS:
@@ -60,13 +77,6 @@ class _Unpickler(pickle.Unpickler):
         if module in ('builtins', '__builtin__') and name in _BUILTINS_BESIDE_WEIGHTS:
             return _Inert
         raise UnsafeCheckpointError(f'{module}.{name}')
-
-
-def _load(file, **kwargs) -> Any:
-    return _Unpickler(file, **kwargs).load()
-
-
-_PICKLE = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__=__name__)
 
 
 def read_state_dict(path: Union[str, Path]) -> Dict[str, Tensor]:
@@ -91,14 +101,46 @@ def read_state_dict(path: Union[str, Path]) -> Dict[str, Tensor]:
 
 def _read(path: Union[str, Path]) -> Tuple[Dict[str, Tensor], str]:
     """Tensors by name, and the SHA-256 of the file's bytes."""
-    kind, load = 'checkpoint of torch.save', _load_torch
+    content, digest = read_file(path)
+    for wrapper in ('model', 'state_dict'):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    state = {}
+    if isinstance(content, dict):
+        state = {
+            name: value
+            for name, value in dict.items(content)  # a file may change an OrderedDict's own
+            if isinstance(name, str) and isinstance(value, Tensor)
+        }
+    if not state:
+        raise ValueError(f'checkpoint={str(path)!r} holds no named tensors')
+    if all(name.startswith('module.') for name in state):
+        state = {name[len('module.'):]: value for name, value in state.items()}
+    return state, digest
+
+
+def read_file(path: Union[str, Path],
+              unpickler: type = InertUnpickler,
+              map_location: Any = 'cpu') -> Tuple[Any, str]:
+    """What lies in a checkpoint, and the SHA-256 of the file's bytes.
+
+    Args:
+        path (str | Path): See :func:`read_state_dict`, as for errors.
+        unpickler (type): Reads the pickle in it; it decides what may be made.
+        map_location (Any): See :func:`torch.load`; safetensors come to the CPU.
+    """
+    kind = 'checkpoint of torch.save'
     if str(path).endswith('.safetensors'):
-        kind, load = 'file of safetensors', _load_safetensors
+        kind = 'file of safetensors'
     try:
         with get_local_path(str(path)) as local:
             if not Path(local).is_file():
                 raise FileNotFoundError(f'checkpoint={str(path)!r}: no such file')
-            content = load(local)
+            if kind == 'file of safetensors':
+                content = _load_safetensors(local)
+            else:
+                content = _load_torch(local, unpickler, map_location)
             digest = _sha256(local)
     except UnsafeCheckpointError as error:
         raise UnsafeCheckpointError(
@@ -111,30 +153,24 @@ def _read(path: Union[str, Path]) -> Tuple[Dict[str, Tensor], str]:
     except Exception as error:  # damaged bytes fail anywhere in the unpickling
         raise ValueError(f'checkpoint={str(path)!r} cannot be read as a {kind}: '
                          f'{error}') from error
-    for wrapper in ('model', 'state_dict'):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    state = {}
-    if isinstance(content, dict):
-        state = {
-            name: value
-            for name, value in content.items()
-            if isinstance(name, str) and isinstance(value, Tensor)
-        }
-    if not state:
-        raise ValueError(f'checkpoint={str(path)!r} holds no named tensors')
-    if all(name.startswith('module.') for name in state):
-        state = {name[len('module.'):]: value for name, value in state.items()}
-    return state, digest
+    return content, digest
 
 
-def _load_torch(path: str) -> Any:
+def _load_torch(path: str, unpickler: type, map_location: Any) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(n.endswith('/constants.pkl') for n in archive.namelist()):
                 raise UnsafeCheckpointError('TorchScript code')
-    return torch.load(path, map_location='cpu', pickle_module=_PICKLE, weights_only=False)
+            # torch.save compresses nothing: larger contents than the file are a bomb.
+            if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
+                raise ValueError('what is in it is larger than the file')
+    elif tarfile.is_tarfile(path):
+        raise ValueError('it is a tar archive, which torch.save wrote before version 0.1.10')
+    module = SimpleNamespace(
+        Unpickler=unpickler, load=lambda file, **kwargs: unpickler(file, **kwargs).load(),
+        __name__=__name__)
+    return torch.load(
+        path, map_location=map_location, pickle_module=module, weights_only=False)
 
 
 def _load_safetensors(path: str) -> Dict[str, Tensor]:
