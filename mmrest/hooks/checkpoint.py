@@ -83,6 +83,9 @@ class WholeCheckpointHook(CheckpointHook):
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='whole')
         super().before_train(runner)
+        if local and is_main_process():
+            for partial in Path(self.out_dir).glob('*.pth.partial'):  # of a run that was killed
+                partial.unlink()
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
         with self._removing_last():

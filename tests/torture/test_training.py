@@ -1,4 +1,5 @@
 """Training that is killed, on disks that fill up and with checkpoints that break."""
+import re
 import signal
 import time
 
@@ -22,7 +23,8 @@ model = dict(
               loss=dict(type='CrossEntropyLoss')))
 data_preprocessor = dict(mean=[127.] * 3, std=[64.] * 3, num_classes=2)
 dataset = dict(
-    type='CustomDataset', data_root='images', with_label=True, pipeline=[
+    type='CustomDataset', data_root='images', with_label=True,
+    serialize_data=False, pipeline=[
         dict(type='LoadImageFromFile'),
         dict(type='RandomFlip', prob=0.5),
         dict(type='PackInputs')])
@@ -126,26 +128,52 @@ def test_killed_while_a_checkpoint_is_written(undisturbed):
     """After the rename, in the middle of writing, before the rename, and the best one."""
     folder, expected = undisturbed
     name = 'writing'
-    code, _ = resume(folder, name, fate=DieAt('epoch_3.pth', 1, after=True))
-    assert code == -signal.SIGKILL and whole(folder / name) == [1, 2, 3]
+    code, _ = resume(folder, name, fate=DieAt('top1_epoch_2.pth', 1, after=False))
+    assert code == -signal.SIGKILL and whole(folder / name) == [1, 2]
+
+    code, log = resume(folder, name, fate=DieAt('/epoch_3.pth', 1, after=True))
+    assert code == -signal.SIGKILL and 'resumed epoch: 2' in log
+    assert whole(folder / name) == [1, 2, 3]
     assert (folder / name / 'last_checkpoint').read_text().endswith('epoch_2.pth')
 
-    half = (folder / name / 'epoch_2.pth').stat().st_size // 2
+    half = (folder / name / 'epoch_3.pth').stat().st_size // 2
     code, log = resume(folder, name, fate=FilesAtMost(half, kill=True))
     assert code == -signal.SIGXFSZ and 'resumed epoch: 2' in log
     assert (folder / name / 'epoch_3.pth.partial').stat().st_size == half
     assert whole(folder / name) == [1, 2, 3]
 
-    code, log = resume(folder, name, fate=DieAt('epoch_3.pth', 1, after=False))
-    assert code == -signal.SIGKILL and 'resumed epoch: 2' in log
-    assert whole(folder / name) == [1, 2, 3]
-
-    code, _ = resume(folder, name, fate=DieAt('_epoch_4.pth', 1, after=False))
-    assert code in (0, -signal.SIGKILL)  # where the fourth epoch is the best one so far
-    whole(folder / name)
-
-    if code:
-        code, log = resume(folder, name)
-        assert code == 0 and 'resumed epoch: 4' in log
+    code, log = resume(folder, name)
+    assert code == 0 and 'resumed epoch: 2' in log
     assert same(end(folder, name), expected)
     assert not list((folder / name).glob('*.partial'))
+
+
+def test_a_full_disk_costs_no_earlier_checkpoint(undisturbed):
+    folder, expected = undisturbed
+    name, one = 'full', ('--cfg-options', 'default_hooks.checkpoint.max_keep_ckpts=1')
+    code, _ = resume(folder, name, *one, fate=DieAt('/epoch_3.pth', 1, after=False))
+    assert code == -signal.SIGKILL and whole(folder / name) == [2]
+    before = (folder / name / 'epoch_2.pth').read_bytes()
+    code, log = resume(folder, name, *one, fate=FilesAtMost(len(before) // 2, kill=False))
+    assert code == 1 and 'OSError: [Errno 27] File too large' in log
+    assert whole(folder / name) == [2]
+    assert (folder / name / 'epoch_2.pth').read_bytes() == before
+    assert not list((folder / name).glob('epoch_3*'))
+    code, log = resume(folder, name, *one)
+    assert code == 0 and 'resumed epoch: 2' in log
+    assert whole(folder / name) == [EPOCHS]
+    assert same(end(folder, name)['state_dict'], expected['state_dict'])
+
+
+def test_a_broken_checkpoint_is_named_and_passed_over(undisturbed):
+    folder, expected = undisturbed
+    name = 'broken'
+    code, _ = resume(folder, name, fate=DieAt('/epoch_4.pth', 1, after=False))
+    assert code == -signal.SIGKILL and whole(folder / name) == [2, 3]
+    last = folder / name / 'epoch_3.pth'
+    last.write_bytes(last.read_bytes()[:-1000])
+    code, log = resume(folder, name)
+    assert code == 0
+    assert re.search('WARNING - .*/epoch_3.pth is passed over: .*BadZipFile', log)
+    assert 'resumed epoch: 2' in log
+    assert same(end(folder, name), expected)
