@@ -5,8 +5,8 @@ import tarfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Dict, List, Optional, Tuple, Union
+from types import BuiltinFunctionType, FunctionType, MethodType, SimpleNamespace
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 from mmengine.fileio import get_local_path
@@ -31,25 +31,11 @@ class _Inert:
     __call__ = __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
-class _Function:
-    """A function that a file may call. It cannot be changed: pickle can set attributes, and
-    torch.load writes a file by the name of an object whose source is said to differ."""
-    __slots__ = ('_function', )
-
-    def __init__(self, function):
-        self._function = function
-
-    def __call__(self, *args):
-        return self._function(*args)
-
-    def __setstate__(self, state):
-        raise UnsafeCheckpointError('a change of a function')
-
-
-# What tensors are made of: types that no file can change, and functions of torch that only
-# put bytes into shape.
-_TYPES = {('collections', 'OrderedDict'), ('torch', 'Size'), ('torch', 'device')}
+# What tensors are made of: functions of torch that only put bytes into shape.
 _REBUILD = {
+    ('collections', 'OrderedDict'),
+    ('torch', 'Size'),
+    ('torch', 'device'),
     ('torch._utils', '_rebuild_parameter'),
     ('torch._utils', '_rebuild_tensor'),
     ('torch._utils', '_rebuild_tensor_v2'),
@@ -62,14 +48,40 @@ _BESIDE_WEIGHTS = ('argparse', 'collections', 'datetime', 'mmengine', 'numpy', '
 _BUILTINS_BESIDE_WEIGHTS = ('bytearray', 'complex', 'getattr', 'set', 'slice')
 
 
-class InertUnpickler(pickle.Unpickler):
-    """Makes tensors and plain values; what may lie beside them becomes nothing."""
+class InertUnpickler(pickle._Unpickler):
+    """Makes tensors and plain values; what may lie beside them becomes nothing.
+
+    It is pickle's Python half: the one in C makes room for as many objects as a file says
+    that it has, and lets it set attributes of classes and functions.
+    """
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        changed = self.stack[-2]
+        if isinstance(changed, (type, FunctionType, BuiltinFunctionType, MethodType)):
+            raise UnsafeCheckpointError(f'a change of {changed.__name__}')
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    @property
+    def persistent_load(self) -> Callable:
+        return self._load_storage
+
+    @persistent_load.setter
+    def persistent_load(self, load: Callable) -> None:  # torch.load does
+
+        def load_storage(key: tuple) -> Any:
+            # Of a 'module', torch.load writes a file where its source is said to differ.
+            if not isinstance(key, tuple) or key[0] not in ('storage', b'storage'):
+                raise UnsafeCheckpointError(f'the persistent object {key!r:.80}')
+            return load(key)
+
+        self._load_storage = load_storage
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _TYPES:
-            return super().find_class(module, name)
         if (module, name) in _REBUILD:
-            return _Function(super().find_class(module, name))
+            return super().find_class(module, name)
         if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module.partition('.')[0] in _BESIDE_WEIGHTS:

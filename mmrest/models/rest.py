@@ -436,7 +436,8 @@ def _is_int(value: Any, least: Optional[int] = None) -> bool:
 
 def _is_pretrained(init_cfg: dict) -> bool:
     kind = init_cfg.get('type')
-    return kind == 'Pretrained' or getattr(kind, '__name__', '') == 'PretrainedInit'
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.rpartition('.')[2] in ('Pretrained', 'PretrainedInit')  # any scope's
 
 
 def _init_module(module: nn.Module) -> None:
