@@ -1,0 +1,5 @@
+# ResNet-18 where rest_lite_digits.py has ResT-Lite, all else alike: for the benchmarks.
+_base_ = 'rest_lite_digits.py'
+
+model = dict(
+    backbone=dict(_delete_=True, type='ResNet', depth=18, num_stages=4, out_indices=(3, )))
