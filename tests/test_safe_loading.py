@@ -1,0 +1,117 @@
+"""Whole checkpoints of mmengine, read without running code from them."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.optim import LinearLR, OneCycleLR
+from mmengine.runner import CheckpointLoader
+from torch.testing import assert_close
+
+from mmrest.models.checkpoint import UnsafeCheckpointError
+from mmrest.safe_loading import load_safely, read_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+class Payload:
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.fixture
+def checkpoint():
+    """As mmengine saves one after two steps."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    schedulers = [OneCycleLR(optimizer, eta_max=1., total_steps=9),
+                  LinearLR(optimizer, start_factor=0.1)]
+    history = HistoryBuffer(max_length=5)
+    for value in (1.5, 2.5):
+        model(torch.rand(4, 2)).sum().backward()
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+        history.update(value)
+    return dict(
+        meta=dict(iter=2, seed=np.int64(7), mean=np.float32(0.5), table=np.eye(2)),
+        state_dict=model.state_dict(),
+        optimizer=optimizer.state_dict(),
+        param_schedulers=[scheduler.state_dict() for scheduler in schedulers],
+        message_hub=dict(log_scalars={'train/loss': history}))
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_all_that_a_run_resumes_from_is_there(checkpoint, legacy, tmp_path):
+    path = str(tmp_path / 'iter_2.pth')
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=not legacy)
+    found = read_checkpoint(path)
+    for part in ('state_dict', 'optimizer'):
+        assert_close(found[part], checkpoint[part], rtol=0, atol=0)
+    assert found['param_schedulers'] == checkpoint['param_schedulers']
+    history = found['message_hub']['log_scalars']['train/loss']
+    assert (history.mean(2), history.current(), history.max_length) == (2.0, 2.5, 5)
+    np.testing.assert_array_equal(found['meta'].pop('table'), checkpoint['meta'].pop('table'))
+    assert found['meta'] == checkpoint['meta']
+
+
+@pytest.fixture
+def safely():
+    schemes = dict(CheckpointLoader._schemes)
+    load_safely()
+    yield
+    CheckpointLoader._schemes.clear()
+    CheckpointLoader._schemes.update(schemes)
+
+
+@pytest.mark.parametrize('payload', [
+    lambda mark: Payload(os.system, f'touch {mark}'),
+    lambda mark: Payload(eval, f"open({mark!r}, 'w').close()"),
+    lambda mark: Payload(getattr, HistoryBuffer, '__init__'),
+    lambda mark: Payload(np.random.mtrand._rand.shuffle, [mark]),
+])
+def test_mmengine_refuses_code(payload, checkpoint, safely, tmp_path):
+    mark, path = str(tmp_path / 'ran'), str(tmp_path / 'evil.pth')
+    torch.save(dict(checkpoint, extra=payload(mark)), path)
+    with pytest.raises(UnsafeCheckpointError, match='nothing of it was run'):
+        CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    assert not os.path.exists(mark)
+
+
+def test_numbers_that_numpy_would_unpickle_are_refused(tmp_path):
+    from mmrest.safe_loading import _scalar
+    with pytest.raises(UnsafeCheckpointError, match='object_'):
+        _scalar(np.dtype(object), b'anything')
+
+
+@pytest.mark.parametrize('script, option', [('test.py', None), ('train.py', '--resume'),
+                                            ('infer.py', None)])
+def test_our_tools_do_not_run_what_a_checkpoint_asks_for(script, option, tmp_path):
+    mark, path = tmp_path / 'ran', tmp_path / 'evil.pth'
+    torch.save(dict(state_dict={}, extra=Payload(os.system, f'touch {mark}')), path)
+    for split in ('train', 'val'):
+        for digit in range(10):
+            folder = tmp_path / 'data' / split / str(digit)
+            folder.mkdir(parents=True)
+            (folder / '0.png').touch()
+    config = ROOT / 'configs/classification/rest_lite_digits.py'
+    args = [option, path] if option else [path]
+    if script == 'infer.py':
+        args.append(tmp_path / 'data/val/0')
+    else:
+        args += ['--work-dir', tmp_path / 'out', '--cfg-options'] + [
+            f'{split}_dataloader.dataset.data_root={tmp_path}/data'
+            for split in ('train', 'val', 'test')]
+    done = subprocess.run([sys.executable, ROOT / 'tools' / script, config, *map(str, args)],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and 'UnsafeCheckpointError' in done.stderr, done.stderr[-2000:]
+    assert not mark.exists()
