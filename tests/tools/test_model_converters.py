@@ -480,6 +480,7 @@ def test_detectors_come_back(family, suffix, call, tmp_path):
     assert f'--cfg-options {" ".join(options)} model.' in said
     assert 'bbox_head.num_classes=3' in said
     assert '7 dropped, none left' in said and said.count('(compared)') == 5
+    assert 'assumed' not in said
     code, said = call(names[0], names[1], '--to', 'detectron2', '--cfg-options', *options)
     assert code == 0, said
     assert 'INPUT.FORMAT BGR MODEL.PIXEL_MEAN "[103.53, 116.28, 123.675]"' in said
@@ -538,6 +539,7 @@ def test_it_runs_as_a_script_from_anywhere(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == [
         f'it needs: --cfg-options {" ".join(OPTIONS)}', 'written: mm.pth']
+    assert 'assumed: input BGR, std 1 1 1, as far as the file does not' in done.stdout
     assert 'head.cls_score.*' in done.stdout and '(anchors reordered)' in done.stdout
 
 
@@ -573,6 +575,10 @@ ANCHORS = {'anchor_generator.cell_anchors.0': d2_cell_anchors([16, 20, 25])}
                    'head.cls_score.bias': torch.ones(28)}, '28 outputs, not 9 anchors'),
     ('retinanet', {'head.cls_score.bias': torch.ones(18)}, '27 outputs in its weight, 18 in'),
     ('retinanet', ANCHORS, 'other anchors than the configs'),
+    ('retinanet', {'backbone.top_block.p6.weight': torch.ones(256, 256, 3, 3)},
+     'top_block.p6.weight is (256, 256, 3, 3); from stage 4 it gets 16 channels'),
+    ('mask_rcnn', {'backbone.fpn_lateral3.weight': torch.ones(256, 16, 1, 1)},
+     'from stage 2 it gets 8 channels'),
     ('mask_rcnn', {'roi_heads.box_predictor.bbox_pred.weight': torch.ones(4, 16),
                    'roi_heads.box_predictor.bbox_pred.bias': torch.ones(4)},
      'with the 3 classes of roi_heads.box_predictor.cls_score it must have 12'),

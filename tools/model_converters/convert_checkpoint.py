@@ -76,6 +76,7 @@ class Conversion:
         self.moved: List[Tuple[str, str]] = []
         self.notes: Dict[str, str] = {}  # by the target's name
         self.dropped: List[str] = []
+        self.assumed: List[str] = []
         if self.family is not CLASSIFIER:
             self._take_buffers(input_format, pixel_std)
         self._move_backbone()
@@ -144,6 +145,10 @@ class Conversion:
                 raise ValueError(f'--pixel-std {tuple(pixel_std)} contradicts pixel_std='
                                  f'{std.flatten().tolist()} in the file')
             self.pixel_std = tuple(std.flatten().tolist())
+        if self.source == 'detectron2' and (mean is None or std is None):
+            self.assumed.append(
+                f'assumed: input {self.input_format}, std {_numbers(self.pixel_std)}, as far '
+                'as the file does not say; if not so, give --input-format and --pixel-std')
         if len(self.pixel_std) != 3 or not all(value > 0 for value in self.pixel_std):
             raise ValueError(f'pixel_std={self.pixel_std} must be three numbers above 0')
         for name, value in buffers.items():
@@ -192,6 +197,13 @@ class Conversion:
                 self._move(old + kind, new + kind, self.rest.pop(old + kind))
         if lacking:
             raise ValueError(f'it lacks {_few(lacking)}')
+        for mm, stage in self.family.fed_by_stage.items():
+            old, _ = self._output(mm)
+            weight = self.result[dict(self.moved)[f'{old}.weight']]
+            dims = self.arch['embed_dims'][stage]
+            if weight.ndim != 4 or weight.shape[1] != dims:
+                raise ValueError(f'{old}.weight is {tuple(weight.shape)}; from stage '
+                                 f'{stage + 1} it gets {dims} channels')
 
     def _move(self, old: str, new: str, value: Tensor) -> None:
         self.moved.append((old, new))
@@ -267,7 +279,7 @@ class Conversion:
         width = max(len(old) for old, _ in groups)
         lines = [f'{old:{width}}  ->  {new}  {count} tensors{notes.get((old, new), "")}'
                  for (old, new), count in groups.items()]
-        lines += [f'dropped  {line}' for line in self.dropped]
+        lines += [f'dropped  {line}' for line in self.dropped] + self.assumed
         size = arch_name(self.arch)
         values = sum(value.numel() for value in self.result.values())
         lines.append(f'{self.family.name} of ResT(arch={size or self.arch!r}), '

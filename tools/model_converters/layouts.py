@@ -60,6 +60,7 @@ class Family(NamedTuple):
         num_classes (int): The configs' own.
         anchor_sizes (tuple[tuple[float]]): Sides in pixels of the anchors of each level,
             in the configs of both.
+        fed_by_stage (dict[str, int]): mm's modules that take a stage's features.
     """
     name: str
     configs: str
@@ -69,22 +70,27 @@ class Family(NamedTuple):
     class_options: Tuple[str, ...]
     num_classes: int = 80
     anchor_sizes: Tuple[Tuple[float, ...], ...] = ()
+    fed_by_stage: Dict[str, int] = {}
 
 
-_RPN_SIZES = tuple((8. * 2**i, ) for i in range(2, 7))
+_RCNN = dict(
+    anchor_sizes=tuple((8. * 2**i, ) for i in range(2, 7)),
+    fed_by_stage={f'neck.lateral_convs.{i}.conv': i for i in range(4)})
 CLASSIFIER = Family('classifier', 'classification/rest_{}_8xb256_in1k.py', (3, ),
                     {'head': 'head.fc'}, (), ('model.head.num_classes', ), 1000)
 FASTER_RCNN = Family('Faster R-CNN', '', (0, 1, 2, 3), _FASTER_RCNN, (IN_TRUNK, ),
-                     ('model.roi_head.bbox_head.num_classes', ), anchor_sizes=_RPN_SIZES)
+                     ('model.roi_head.bbox_head.num_classes', ), **_RCNN)
 MASK_RCNN = Family(
     'Mask R-CNN', 'mask_rcnn/rest_{}_fpn_1x_coco.py', (0, 1, 2, 3),
     dict(_FASTER_RCNN, **_MASK_HEAD), (IN_TRUNK, ),
     ('model.roi_head.bbox_head.num_classes', 'model.roi_head.mask_head.num_classes'),
-    anchor_sizes=_RPN_SIZES)
+    **_RCNN)
 RETINANET = Family(
     'RetinaNet', 'retinanet/rest_{}_fpn_1x_coco.py', (1, 2, 3), _RETINANET, (IN_TRUNK, RELU),
     ('model.bbox_head.num_classes', ),
-    anchor_sizes=tuple(tuple(4. * 2**(i + j / 3) for j in range(3)) for i in range(3, 8)))
+    anchor_sizes=tuple(tuple(4. * 2**(i + j / 3) for j in range(3)) for i in range(3, 8)),
+    fed_by_stage={'neck.fpn_convs.3.conv': 3,
+                  **{f'neck.lateral_convs.{i}.conv': i + 1 for i in range(3)}})
 
 # What the backbone's names start with, and its last norm's name.
 BACKBONES = {
