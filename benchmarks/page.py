@@ -161,7 +161,7 @@ def goals(rows):
                     theirs = find(rows, **dict(same, metric=metric, model=rival))
                     ours = row if theirs else None
             if ours is None:
-                lines.append(f'| {goal} | {name} | | | | not measured |')
+                lines.append(f'| {goal} | {name} |  |  |  | not measured |')
                 continue
             show = seconds if metric == 'seconds' else megabytes
             share = ours['median'] / theirs['median']
