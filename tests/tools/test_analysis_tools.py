@@ -1,0 +1,184 @@
+"""tools/analysis_tools: what the pictures show, images a second, curves."""
+import importlib
+import json
+import re
+
+import cv2
+import mmdet
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mmrest import ResT
+from mmrest.apis import build_model, find_rest, read_config, read_image
+from mmrest.ops.emsa.reference import reference_attention
+
+from .conftest import ROOT, call
+
+CLASSIFIER = str(ROOT / 'configs/classification/rest_lite_digits.py')
+DETECTOR = str(ROOT / 'configs/mask_rcnn/rest_lite_fpn_digits.py')
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """Imports a script of the folder."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools/analysis_tools'))
+    return importlib.import_module
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """An image of 96 x 128 and both models' weights."""
+    folder = tmp_path_factory.mktemp('analysis')
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(folder / 'image.png'), rng.integers(0, 255, (96, 128, 3), np.uint8))
+    torch.manual_seed(0)
+    for name, config in (('classifier', CLASSIFIER), ('detector', DETECTOR)):
+        torch.save(build(config).state_dict(), folder / f'{name}.pth')
+    return folder
+
+
+def build(config):
+    cfg = read_config(config)
+    cfg.model.backbone.pop('init_cfg', None)
+    return build_model(cfg)
+
+
+def test_the_image_is_what_the_test_pipeline_makes(tmp_path):
+    wanted = np.random.default_rng(1).integers(0, 255, (48, 48, 3), np.uint8)  # RGB
+    cv2.imwrite(str(tmp_path / 'image.png'), wanted[..., ::-1])
+    model = build(CLASSIFIER)
+    picture, inputs = read_image(read_config(CLASSIFIER), model,
+                                 str(tmp_path / 'image.png'))
+    np.testing.assert_array_equal(picture, wanted)
+    assert inputs.shape == (1, 3, 48, 48)
+    preprocessor = model.data_preprocessor
+    shown = inputs[0] * preprocessor.std + preprocessor.mean
+    assert_close(shown.permute(1, 2, 0), torch.tensor(wanted).float(),
+                 rtol=0, atol=1e-3)
+
+
+def test_configs_without_rest_and_weights_that_do_not_fit_are_named(files):
+    with pytest.raises(ValueError, match='Linear, has no ResT in it'):
+        find_rest(torch.nn.Linear(1, 1))
+    cfg = read_config(CLASSIFIER)
+    cfg.model.backbone.pop('init_cfg', None)
+    with pytest.raises(ValueError, match=r"(?s)detector.pth' does not fit the config.*neck"):
+        build_model(cfg, files / 'detector.pth')
+    with pytest.raises(FileNotFoundError, match="config='none.py'"):
+        read_config('none.py')
+
+
+@pytest.mark.parametrize('stage', [1, 2, 3, 4])
+def test_attention_of_a_point_is_the_models_own(stage, tool):
+    """Its rows, normalised and multiplied by the values, are what EMSA makes of the point."""
+    tool = tool('vis_attention')
+    torch.manual_seed(stage)
+    rest = ResT('lite').double().eval()
+    for parameter in rest.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    image = torch.randn(1, 3, 75, 110, dtype=torch.double)
+    block = getattr(rest, f'stage{stage}')[-1].attn
+    seen = []
+    block.register_forward_hook(lambda _, args, out: seen.append((*args, out)))
+    found = tool.attention_of_point(rest, image, (40, 70), stage)
+    (x, (H, W), out), = seen
+    query = 40 * H // 75 * W + 70 * W // 110
+    q, k, v = block.project(x, (H, W))
+    h, M = q.shape[1], k.shape[2]
+    assert found.shape[0] == h and found[0].numel() == M
+    assert_close(found.sum((1, 2)), torch.ones(h, dtype=torch.double))
+    weights = found.flatten(1)
+    if block.normalize:
+        one = torch.eye(M, dtype=torch.double).expand(1, h, M, M)
+        whole = reference_attention(q, k, one, *block.mixing(), q.shape[-1]**-0.5, True, 1e-5)
+        variance = reference_attention(
+            q, k, one, *block.mixing(), q.shape[-1]**-0.5, False, 0.)
+        variance = (variance - 1 / M).square().mean((-2, -1))[0]
+        weights = (weights - 1 / M) * (variance + 1e-5).rsqrt()[:, None]
+        assert_close(weights, whole[0, :, query])
+    mixed = (weights[:, None] @ v[0]).flatten()  # (h, 1, d) -> (C,)
+    assert_close(block.proj(mixed), out[0, query])
+
+
+def test_attention_of_a_point_outside_is_refused(tool):
+    tool = tool('vis_attention')
+    rest = ResT('lite').eval()
+    with pytest.raises(ValueError, match=r'point=\(64, 0\).*64 x 64'):
+        tool.attention_of_point(rest, torch.zeros(1, 3, 64, 64), (64, 0), 1)
+    with pytest.raises(ValueError, match='stage=5 must be from 1 to 4'):
+        tool.attention_of_point(rest, torch.zeros(1, 3, 64, 64), (0, 0), 5)
+
+
+def test_cam_is_gradient_times_activation(tool):
+    """Grad-CAM's definition, computed by hand on an image that is no square."""
+    tool = tool('vis_cam')
+    model = build(CLASSIFIER)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    image = torch.randn(1, 3, 64, 96)
+    kept, largest = [], []
+    for category in range(3):
+        found = tool.cam_of_stage(model, image.clone(), 3, category)
+        hook = find_rest(model).stage3[-1].register_forward_hook(
+            lambda _, args, out: kept.append(out))
+        logits = model(image, mode='tensor')
+        hook.remove()
+        tokens = kept.pop()
+        grad, = torch.autograd.grad(logits[0, category], tokens)
+        cam = (tokens * grad.mean(1, keepdim=True)).sum(2).relu()  # (1, N)
+        cam = cam.view(4, 6).detach().numpy()
+        cam = cv2.resize((cam - cam.min()) / (cam.max() - cam.min() + 1e-7), (96, 64))
+        np.testing.assert_allclose(found, cam, atol=1e-3)
+        largest.append(found.max())
+    assert max(largest) > 0.9
+    with pytest.raises(ValueError, match='stage=0'):
+        tool.cam_of_stage(model, image, 0)
+
+
+@pytest.mark.parametrize('name, config, rows', [
+    ('vis_cam', CLASSIFIER, [5]), ('vis_attention', DETECTOR, [2, 3, 5, 9]),
+    ('vis_features', DETECTOR, [5, 6])])
+def test_pictures_are_written(name, config, rows, tool, files, tmp_path, monkeypatch):
+    tool = tool(name)
+    saved = []
+    save_rows = tool.save_rows
+
+    def spy(path, rows, *args):
+        saved.append(rows)
+        save_rows(path, rows, *args)
+
+    monkeypatch.setattr(tool, 'save_rows', spy)
+    weights = files / ('classifier.pth' if config == CLASSIFIER else 'detector.pth')
+    out = tmp_path / 'new/picture.png'
+    tool.main([config, str(weights), str(files / 'image.png'), str(out)])
+    assert [len(row) for row in saved[0]] == rows
+    assert cv2.imread(str(out)).std() > 1
+    with pytest.raises(SystemExit, match='no such file'):
+        tool.main([config, str(weights), 'nowhere.png', str(out)])
+
+
+@pytest.mark.parametrize('config', [CLASSIFIER, DETECTOR])
+def test_images_a_second(config, tmp_path):
+    done = call(ROOT / 'tools/analysis_tools/measure_fps.py', config, '--shape', 64, 96,
+                '--batch-size', 2, '--seconds', 0.1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r'at 2 x 64x96, .*: ([\d.]+) images/s \(median of \d+', done.stdout)
+    assert float(found[1]) > 0
+
+
+def test_curves_by_mmdets_own_script(tmp_path):
+    """The command of the documentation, on a log as mmengine writes it."""
+    log = tmp_path / 'scalars.json'
+    with log.open('w') as file:
+        for step in range(1, 9):
+            file.write(json.dumps(dict(loss=1 / step, lr=0.1, epoch=1, step=step,
+                                       iter=step)) + '\n')
+        file.write(json.dumps({'coco/bbox_mAP': 0.5, 'step': 1}) + '\n')
+    script = mmdet.__path__[0] + '/.mim/tools/analysis_tools/analyze_logs.py'
+    done = call(script, 'plot_curve', log, '--keys', 'loss', '--style', 'ggplot',
+                '--out', 'curve.png', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert cv2.imread(str(tmp_path / 'curve.png')).std() > 1
