@@ -27,6 +27,7 @@ from layouts import (
     backbone_arch,
     backbone_shapes,
     cell_anchors,
+    module_shapes,
     recognise,
     swap_anchors,
 )
@@ -83,7 +84,7 @@ class Conversion:
         self._move_modules()
         if self.rest:
             raise ValueError(f'{self.source} has no {_few(self.rest)} in a {self.family.name}')
-        self.num_classes = self._count_classes()
+        self.num_classes = self._check_modules()
         if self.family is not CLASSIFIER:
             self._refeed()
         if self.family is RETINANET:
@@ -197,51 +198,43 @@ class Conversion:
                 self._move(old + kind, new + kind, self.rest.pop(old + kind))
         if lacking:
             raise ValueError(f'it lacks {_few(lacking)}')
-        for mm, stage in self.family.fed_by_stage.items():
-            old, _ = self._output(mm)
-            weight = self.result[dict(self.moved)[f'{old}.weight']]
-            dims = self.arch['embed_dims'][stage]
-            if weight.ndim != 4 or weight.shape[1] != dims:
-                raise ValueError(f'{old}.weight is {tuple(weight.shape)}; from stage '
-                                 f'{stage + 1} it gets {dims} channels')
 
     def _move(self, old: str, new: str, value: Tensor) -> None:
         self.moved.append((old, new))
         self.result[new] = value.detach()
 
-    def _output(self, mm_module: str) -> Tuple[str, int]:
-        """Where the source has a module, and its number of outputs."""
-        published, = (p for p, mm in self.family.modules.items() if mm == mm_module)
-        old, new = ((published, mm_module) if self.target.startswith('mm') else
-                    (mm_module, published))
-        weight, bias = self.result[f'{new}.weight'], self.result[f'{new}.bias']
-        if len(weight) != len(bias):
-            raise ValueError(f'{old} has {len(weight)} outputs in its weight, {len(bias)} in '
-                             'its bias')
-        return old, len(bias)
+    def _check_modules(self) -> int:
+        """The number of classes, on which every head must agree."""
+        names = {mm: (published, mm) if self.target.startswith('mm') else (mm, published)
+                 for published, mm in self.family.modules.items()}  # mm: (old, new)
 
-    def _count_classes(self) -> int:
-        """The classes that every head agrees on."""
-        if self.family is CLASSIFIER:
-            return self._output('head.fc')[1]
-        if self.family is RETINANET:
-            head, outputs = self._output('bbox_head.retina_cls')
-            classes, odd = divmod(outputs, 9)
-            if odd:
-                raise ValueError(f'{head} has {outputs} outputs, not 9 anchors x classes')
-            wanted = {'bbox_head.retina_reg': 36}
-        else:
-            head, outputs = self._output('roi_head.bbox_head.fc_cls')
-            classes = outputs - 1  # the last is the background, in both
-            wanted = {'roi_head.bbox_head.fc_reg': 4 * classes, 'rpn_head.rpn_cls': 3,
-                      'rpn_head.rpn_reg': 12}
-            if 'roi_head.mask_head.conv_logits' in self.family.modules.values():
-                wanted['roi_head.mask_head.conv_logits'] = classes
-        for module, number in wanted.items():
-            other, outputs = self._output(module)
-            if outputs != number:
-                raise ValueError(f'{other} has {outputs} outputs; with the {classes} classes '
-                                 f'of {head} it must have {number}')
+        def outputs(mm: str) -> int:
+            if mm not in names:
+                return 0
+            return self.result[f'{names[mm][1]}.weight'].shape[:1].numel()
+
+        head, per_class = {'RetinaNet': ('bbox_head.retina_cls', 9),
+                           'classifier': ('head.fc', 1)}.get(
+                               self.family.name, ('roi_head.bbox_head.fc_cls', 1))
+        classes, odd = divmod(outputs(head), per_class)
+        if odd:
+            raise ValueError(f'{names[head][0]} has {outputs(head)} outputs, not 9 anchors x '
+                             'classes')
+        if head == 'roi_head.bbox_head.fc_cls':
+            classes -= 1  # background
+        if classes < 1:
+            raise ValueError(f'{names[head][0]} has no classes')
+        channels = outputs('neck.lateral_convs.0.conv')
+        shapes = module_shapes(self.family, self.arch['embed_dims'], channels,
+                               outputs('roi_head.bbox_head.shared_fcs.0'), classes)
+        for mm, shape in shapes.items():
+            old, new = names[mm]
+            for kind, wanted in (('weight', shape), ('bias', shape[:1])):
+                got = tuple(self.result[f'{new}.{kind}'].shape)
+                if got != wanted:
+                    raise ValueError(
+                        f'{old}.{kind} is {got}; with the {classes} classes of '
+                        f'{names[head][0]} and {channels} channels of the FPN it is {wanted}')
         return classes
 
     def _refeed(self) -> None:

@@ -60,7 +60,6 @@ class Family(NamedTuple):
         num_classes (int): The configs' own.
         anchor_sizes (tuple[tuple[float]]): Sides in pixels of the anchors of each level,
             in the configs of both.
-        fed_by_stage (dict[str, int]): mm's modules that take a stage's features.
     """
     name: str
     configs: str
@@ -70,27 +69,22 @@ class Family(NamedTuple):
     class_options: Tuple[str, ...]
     num_classes: int = 80
     anchor_sizes: Tuple[Tuple[float, ...], ...] = ()
-    fed_by_stage: Dict[str, int] = {}
 
 
-_RCNN = dict(
-    anchor_sizes=tuple((8. * 2**i, ) for i in range(2, 7)),
-    fed_by_stage={f'neck.lateral_convs.{i}.conv': i for i in range(4)})
+_RPN_SIZES = tuple((8. * 2**i, ) for i in range(2, 7))
 CLASSIFIER = Family('classifier', 'classification/rest_{}_8xb256_in1k.py', (3, ),
                     {'head': 'head.fc'}, (), ('model.head.num_classes', ), 1000)
 FASTER_RCNN = Family('Faster R-CNN', '', (0, 1, 2, 3), _FASTER_RCNN, (IN_TRUNK, ),
-                     ('model.roi_head.bbox_head.num_classes', ), **_RCNN)
+                     ('model.roi_head.bbox_head.num_classes', ), anchor_sizes=_RPN_SIZES)
 MASK_RCNN = Family(
     'Mask R-CNN', 'mask_rcnn/rest_{}_fpn_1x_coco.py', (0, 1, 2, 3),
     dict(_FASTER_RCNN, **_MASK_HEAD), (IN_TRUNK, ),
     ('model.roi_head.bbox_head.num_classes', 'model.roi_head.mask_head.num_classes'),
-    **_RCNN)
+    anchor_sizes=_RPN_SIZES)
 RETINANET = Family(
     'RetinaNet', 'retinanet/rest_{}_fpn_1x_coco.py', (1, 2, 3), _RETINANET, (IN_TRUNK, RELU),
     ('model.bbox_head.num_classes', ),
-    anchor_sizes=tuple(tuple(4. * 2**(i + j / 3) for j in range(3)) for i in range(3, 8)),
-    fed_by_stage={'neck.fpn_convs.3.conv': 3,
-                  **{f'neck.lateral_convs.{i}.conv': i + 1 for i in range(3)}})
+    anchor_sizes=tuple(tuple(4. * 2**(i + j / 3) for j in range(3)) for i in range(3, 8)))
 
 # What the backbone's names start with, and its last norm's name.
 BACKBONES = {
@@ -167,6 +161,30 @@ def backbone_shapes(arch: dict, family: Family, layout: str) -> Dict[str, torch.
         prefix + (last_norm + n[len('norm4'):] if n.startswith('norm4.') else n): value.shape
         for n, value in state.items()
     }
+
+
+def module_shapes(family: Family, embed_dims: List[int], channels: int, fc_channels: int,
+                  num_classes: int) -> Dict[str, Tuple[int, ...]]:
+    """The shape of the weight of each of mm's modules outside the backbone."""
+    three = (channels, channels, 3, 3)
+    ends = {
+        'head.fc': (num_classes, embed_dims[-1]),
+        'rpn_head.rpn_cls': (3, channels, 1, 1),
+        'rpn_head.rpn_reg': (12, channels, 1, 1),
+        'roi_head.bbox_head.shared_fcs.0': (fc_channels, channels * 7 * 7),
+        'roi_head.bbox_head.shared_fcs.1': (fc_channels, fc_channels),
+        'roi_head.bbox_head.fc_cls': (num_classes + 1, fc_channels),  # background last
+        'roi_head.bbox_head.fc_reg': (num_classes * 4, fc_channels),
+        'roi_head.mask_head.upsample': (channels, channels, 2, 2),
+        'roi_head.mask_head.conv_logits': (num_classes, channels, 1, 1),
+        'bbox_head.retina_cls': (9 * num_classes, channels, 3, 3),
+        'bbox_head.retina_reg': (9 * 4, channels, 3, 3),
+    }
+    for i, stage in enumerate(family.out_indices):
+        ends[f'neck.lateral_convs.{i}.conv'] = (channels, embed_dims[stage], 1, 1)
+    if family is RETINANET:
+        ends['neck.fpn_convs.3.conv'] = (channels, embed_dims[-1], 3, 3)
+    return {mm: ends.get(mm, three) for mm in family.modules.values()}
 
 
 def arch_name(arch: dict) -> str:
