@@ -325,7 +325,8 @@ def tensor_of(storage_elements, size, stride=1, offset=0, key='0'):
 
     return (b'}' + text('x') + name('torch._utils', '_rebuild_tensor_v2') + b'(('
             + text('storage') + b'ctorch\nFloatStorage\n' + text(key) + text('cpu')
-            + number(storage_elements) + b'tQ' + number(offset) + number(size) + b'\x85' + number(stride) + b'\x85\x89'
+            + number(storage_elements) + b'tQ' + number(offset) + number(size) + b'\x85'
+            + number(stride) + b'\x85\x89'
             + name('collections', 'OrderedDict') + b')RtRs')
 
 

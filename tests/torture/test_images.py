@@ -1,0 +1,190 @@
+"""Images of any size: finite, the same twice, each for itself, and the published numbers."""
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from benchmarks.published import PublishedResT
+from mmrest import ResT
+
+ARCHS = [
+    dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), sr_ratios=(2, 1)),
+    dict(embed_dims=(8, 12, 24), depths=(1, 2, 1), num_heads=(1, 3, 4), sr_ratios=(5, 3, 1)),
+    dict(embed_dims=(4, 8, 16, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8),
+         sr_ratios=(8, 4, 2, 1)),
+    dict(embed_dims=(6, 10), depths=(1, 1), num_heads=(2, 5), sr_ratios=(7, 4)),
+    dict(embed_dims=(16, ), depths=(2, ), num_heads=(4, ), sr_ratios=(1, ), mlp_ratios=(0.5, )),
+]
+MAPS = 2**26  # elements of the attention maps of one image, all heads and blocks together
+
+
+def build(arch, stem='rest', attention='emsa'):
+    """Weights large enough that no branch hides behind a std of 0.02."""
+    torch.manual_seed(0)
+    model = ResT(arch, out_indices=None, stem=stem, attention=attention).eval()
+    for name, p in model.named_parameters():
+        with torch.no_grad():
+            if p.ndim > 1:
+                p.mul_(5)
+            elif 'bias' in name:
+                p.normal_(std=0.1)
+    for name, value in model.named_buffers():
+        if 'running' in name:
+            value.uniform_(0.5, 1.5)
+    return model
+
+
+def least_side(arch, stem):
+    """What the arch can take: 4 pixels of PVT's stem, 2 cells where a reduction is odd."""
+    side = 4 if stem == 'pvt' else 1
+    settings = ResT.arch_zoo[arch] if isinstance(arch, str) else arch
+    for stage, sr_ratio in enumerate(settings['sr_ratios']):
+        if sr_ratio > 1 and sr_ratio % 2:
+            side = max(side, 4 * 2**stage * 2)
+    return side
+
+
+def work(arch, height, width):
+    """Elements of the attention maps of one image."""
+    arch = ResT.arch_zoo[arch] if isinstance(arch, str) else arch
+    total = 0
+    for stage, (depth, heads, sr_ratio) in enumerate(
+            zip(arch['depths'], arch['num_heads'], arch['sr_ratios'])):
+        tokens = math.ceil(height / 2**(stage + 2)) * math.ceil(width / 2**(stage + 2))
+        total += depth * heads * tokens * max(tokens // sr_ratio**2, 1)
+    return total
+
+
+def drawn(count, largest, seed=0):
+    """Sizes from 1 up, log-uniform; a tenth of them one pixel wide or high."""
+    draw = random.Random(seed)
+    cases = []
+    while len(cases) < count:
+        arch = draw.choice(ARCHS + (['lite', 'small'] if draw.random() < 0.2 else []))
+        stem = draw.choice(['rest', 'rest', 'resnet', 'pvt'])
+        least = least_side(arch, stem)
+        sides = [round(math.exp(draw.uniform(math.log(least), math.log(largest))))
+                 for _ in range(2)]
+        if draw.random() < 0.1:
+            sides[draw.randrange(2)] = least
+        batch = draw.randint(1, 3)
+        pixels = batch * sides[0] * sides[1] * (10 if isinstance(arch, str) else 1)
+        if work(arch, *sides) > MAPS or pixels > 2**21:
+            continue
+        cases.append((arch, stem, batch, *sides))
+    return cases
+
+
+def check(model, batch, height, width):
+    """Features finite, bit for bit the same again, and those of each image alone.
+
+    The last in float64, where a leak from image to image cannot hide behind rounding: that of
+    float32 depends on the batch, and the norm multiplies it by up to 316.
+    """
+    torch.manual_seed(height * 10007 + width)
+    images = torch.randn(batch, 3, height, width)
+    with torch.no_grad():
+        for x, again in zip(model.float()(images), model(images)):
+            assert torch.isfinite(x).all()
+            assert torch.equal(x, again)
+        if batch == 1:
+            return
+        images = images.double()
+        together = model.double()(images)
+        i = width % batch
+        for x, alone in zip(together, model(images[i:i + 1])):
+            # The output norm makes values of about 1.
+            assert_close(x[i:i + 1], alone, rtol=1e-8, atol=1e-8)
+
+
+def test_random_sizes(many):
+    models = {}
+    for arch, stem, batch, height, width in drawn(many(12, 500), many(300, 1500)):
+        key = f'{arch} {stem}'
+        if key not in models:
+            models[key] = build(arch, stem)
+        try:
+            check(models[key], batch, height, width)
+        except AssertionError as error:
+            raise AssertionError(f'{arch}, {stem}, {batch} x {height} x {width}') from error
+
+
+def agree(got, want):
+    largest = max(b.abs().max().item() for b in want)
+    for number, (a, b) in enumerate(zip(got, want)):
+        # The gradient of the keys' bias is zero but for rounding.
+        atol = max(1e-8 * b.abs().max().item(), 1e-12 * largest)
+        assert_close(a, b, rtol=1e-7, atol=atol,
+                     msg=lambda text, number=number: f'{number}: {text}')
+
+
+def gradients(model, image):
+    """Features, and gradients of the first image and of all parameters, by name."""
+    image = image.detach().requires_grad_()
+    features = model(image)
+    torch.manual_seed(1)
+    loss = 0
+    for x in features:
+        weight = torch.randn(1, *x.shape[1:], dtype=x.dtype)
+        loss = loss + (x[:1] * weight).sum() + (x[:1]**2 * weight).mean()
+    names, params = zip(*sorted(
+        ('norm4.' + name[5:] if name.startswith('norm.') else name, p)
+        for name, p in model.named_parameters()))
+    grads = torch.autograd.grad(loss, [image, *params])
+    return [x[:1] for x in features] + [grads[0][:1], *grads[1:]], names
+
+
+def test_the_published_numbers_at_random_sizes(many):
+    """Features and all gradients in float64, in eval mode.
+
+    The port gets the image twice where the batch is 1: PyTorch's BatchNorm returns a wrong
+    gradient there for the published layouts.
+    """
+    draw = random.Random(1)
+    largest = many(100, 400)
+    torch.manual_seed(0)
+    published, ours = PublishedResT('lite').double().eval(), build('lite').double()
+    published.load_state_dict({
+        ('norm.' + name[6:] if name.startswith('norm4.') else name): value
+        for name, value in ours.state_dict().items()})
+    seen = set()
+    for _ in range(many(3, 50)):
+        # Sides of 33 and more leave a map of more than one element to the port's
+        # InstanceNorm, which refuses one.
+        height, width = (round(math.exp(draw.uniform(math.log(33), math.log(largest))))
+                         for _ in range(2))
+        batch = draw.randint(1, 3)
+        seen.add(batch)
+        image = torch.randn(batch, 3, height, width, dtype=torch.double)
+        twice = torch.cat([image, image]) if batch == 1 else image
+        got, names = gradients(ours, image)
+        want, want_names = gradients(published, twice)
+        assert names == want_names
+        try:
+            agree(got, want)
+        except AssertionError as error:
+            raise AssertionError(f'{batch} x {height} x {width}') from error
+    assert 1 in seen
+
+
+@pytest.mark.parametrize('stem', ['rest', 'resnet', 'pvt'])
+def test_corners_of_sizes(stem, many):
+    """Hypothesis looks for sizes near the edges of blocks, strides and paddings."""
+    models = [build(arch, stem) for arch in ARCHS]
+    ran = []
+
+    @settings(max_examples=many(4, 100), derandomize=True, deadline=None, database=None)
+    @given(st.data())
+    def corners(data):
+        index = data.draw(st.integers(0, len(ARCHS) - 1))
+        least = least_side(ARCHS[index], stem)
+        height, width = (data.draw(st.integers(least, 70)) for _ in range(2))
+        check(models[index], data.draw(st.integers(1, 3)), height, width)
+        ran.append((height, width))
+
+    corners()
+    assert len(set(ran)) >= many(2, 50)
