@@ -21,7 +21,7 @@ class Classifier(nn.Module):
     def __init__(self, **kwargs):
         super().__init__()
         torch.manual_seed(0)
-        self.backbone = ResT(ARCH, **dict(dict(out_indices=(2, ), drop_path_rate=0.1), **kwargs))
+        self.backbone = ResT(ARCH, **dict(dict(out_indices=(2, )), **kwargs))
         self.head = nn.Linear(64, 10)
 
     def forward(self, x):
