@@ -27,7 +27,7 @@ def draw(model):
     torch.manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.05)
+            torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
 
 
@@ -39,23 +39,23 @@ def graph(tmp_path_factory):
     tool = importlib.import_module('export_onnx')
     rest = draw(ResT(ARCH, out_indices=(0, 1)))
     path = tmp_path_factory.mktemp('onnx') / 'rest.onnx'
-    error = tool.export(tool.Backbone(rest), ['a', 'b'], dict(channel_order='RGB'), path)
+    errors = tool.export(tool.Backbone(rest), ['a', 'b'], dict(channel_order='RGB'), path)
     monkeypatch.undo()
-    return rest, path, error
+    return rest, path, errors
 
 
 @pytest.mark.parametrize('shape', [(1, 3, 64, 64), (4, 3, 97, 131), (2, 3, 33, 300)])
 def test_onnx_runtime_agrees_at_other_sizes(graph, shape):
     import onnxruntime
-    rest, path, error = graph
+    rest, path, errors = graph
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     assert [output.name for output in session.get_outputs()] == ['a', 'b']
     image = torch.randn(shape)
     with torch.no_grad():
         wanted = rest(image)
     for got, want in zip(session.run(None, dict(image=image.numpy())), wanted):
-        assert_close(torch.from_numpy(got), want, rtol=1e-4, atol=1e-4)
-    assert 0 < error <= 1e-4
+        assert_close(torch.from_numpy(got), want, rtol=0, atol=1e-4)
+    assert 0 < errors[0] <= 1e-4 and 0 < errors[1] <= 1e-4
 
 
 def test_the_graph_has_no_norm_of_training_mode(graph):

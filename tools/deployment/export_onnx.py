@@ -9,6 +9,7 @@ The graph takes what the config's data preprocessor hands on: normalised float32
 (B, 3, H, W); mean, std and channel order stand in the file's metadata.
 """
 import argparse
+import copy
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -54,7 +55,7 @@ class Backbone(nn.Module):
 
 
 def export(network: nn.Module, names: Sequence[str], metadata: Dict[str, str],
-           path: Path) -> float:
+           path: Path) -> Tuple[float, float]:
     """Write a network as ONNX with dynamic batch, height and width.
 
     Args:
@@ -64,11 +65,14 @@ def export(network: nn.Module, names: Sequence[str], metadata: Dict[str, str],
         path (Path): Where to; appears only if ONNX Runtime agrees.
 
     Returns:
-        float: The largest error of ONNX Runtime at the sizes of CHECKED, relative to the
-        largest element of each output (float32).
+        tuple[float, float]: The largest errors of ONNX Runtime and of PyTorch, in float32
+        at the sizes of CHECKED, against PyTorch in float64; relative to the largest
+        element of each output.
 
     Raises:
-        ValueError: The error is above TOLERANCE.
+        ValueError: ONNX Runtime is off by more than TOLERANCE, and by more than twice
+            what float32 costs PyTorch itself (an untrained ResT may lose three digits:
+            its instance norm enlarges differences of nearly uniform maps).
     """
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.onnx.export(
@@ -81,20 +85,24 @@ def export(network: nn.Module, names: Sequence[str], metadata: Dict[str, str],
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, str(partial))
     session = onnxruntime.InferenceSession(str(partial), providers=['CPUExecutionProvider'])
-    worst = 0.
+    exact = copy.deepcopy(network).double()
+    worst = [0., 0.]
     for batch, *hw in CHECKED:
         image = torch.randn(batch, 3, *hw)
         with torch.no_grad():
-            wanted = network(image)
-        wanted = [wanted] if isinstance(wanted, Tensor) else wanted
-        for got, want in zip(session.run(None, dict(image=image.numpy())), wanted):
-            error = (torch.from_numpy(got) - want).abs().max() / want.abs().max()
-            worst = max(worst, error.item())
-    if not worst <= TOLERANCE:
+            wanted, plain = exact(image.double()), network(image)
+        if isinstance(wanted, Tensor):
+            wanted, plain = [wanted], [plain]
+        found = map(torch.from_numpy, session.run(None, dict(image=image.numpy())))
+        for want, *gots in zip(wanted, found, plain):
+            errors = [((got - want).abs().max() / want.abs().max()).item() for got in gots]
+            worst = [max(pair) for pair in zip(worst, errors)]
+    if not worst[0] <= max(TOLERANCE, 2 * worst[1]):
         partial.unlink()
-        raise ValueError(f'ONNX Runtime is {worst:.1e} off, more than {TOLERANCE}: not written')
+        raise ValueError(f'not written: ONNX Runtime is {worst[0]:.1e} off, and may be by '
+                         f'{TOLERANCE}, or twice the {worst[1]:.1e} of PyTorch')
     partial.replace(path)
-    return worst
+    return tuple(worst)
 
 
 def describe_input(cfg: Config) -> Dict[str, str]:
@@ -133,12 +141,13 @@ def main(args: Optional[List[str]] = None) -> None:
             network, names = Classifier(model), ['logits']
         else:
             network, names = Backbone(rest), [f'stage{i + 1}' for i in rest.out_indices]
-        error = export(network.eval(), names, describe_input(cfg), args.out)
+        errors = export(network.eval(), names, describe_input(cfg), args.out)
     except (ValueError, FileNotFoundError) as problem:
         raise SystemExit(str(problem)) from None
     sizes = ', '.join('x'.join(map(str, size)) for size in CHECKED)
     print(f'{args.out}: {part}, {" ".join(names)}, {args.out.stat().st_size / 1e6:.1f} MB; '
-          f'ONNX Runtime agrees to {error:.1e} at {sizes}')
+          f'against float64 at {sizes}, ONNX Runtime is at most {errors[0]:.1e} off, '
+          f'PyTorch {errors[1]:.1e}')
 
 
 if __name__ == '__main__':
