@@ -7,6 +7,7 @@ except ImportError as error:
         'onedl-mmengine` (or `pip install mmengine` in an OpenMMLab environment)'
     ) from error
 
+from .engine import SkipUnreadable
 from .hooks import ReseedHook, WholeCheckpointHook
 from .models import EMSA, ResT
 from .version import __version__
@@ -14,4 +15,4 @@ from .zoo import register
 
 register()
 
-__all__ = ['EMSA', 'ReseedHook', 'ResT', 'WholeCheckpointHook', '__version__']
+__all__ = ['EMSA', 'ReseedHook', 'ResT', 'SkipUnreadable', 'WholeCheckpointHook', '__version__']

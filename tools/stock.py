@@ -1,10 +1,12 @@
 """Runs the stock tools of mmdet, mmpretrain and mmseg, after a look at the data."""
 import argparse
 import runpy
+import traceback
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Iterator, Optional, Sequence
 
+from annotations import fault
 from mmengine.config import Config, DictAction
 
 from mmrest.safe_loading import load_safely
@@ -23,7 +25,8 @@ def run(script: str, loaders: Sequence[str]) -> None:
         loaders (Sequence[str]): The dataloaders whose files must be in place.
 
     Raises:
-        SystemExit: The config or a file of its data is missing; the sentence says which.
+        SystemExit: The config or a file of its data is missing, or the run failed and an
+            annotation file has a fault; the sentence says which.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument('config', nargs='?')
@@ -51,7 +54,14 @@ def run(script: str, loaders: Sequence[str]) -> None:
         raise SystemExit(f'checkpoint={args.checkpoint!r}: no such file')
     load_safely()
     package = Path(find_spec(scope).origin).parent
-    runpy.run_path(str(package / '.mim' / 'tools' / script), run_name='__main__')
+    try:
+        runpy.run_path(str(package / '.mim' / 'tools' / script), run_name='__main__')
+    except Exception:
+        sentence = _annotation_fault(cfg, loaders)
+        if sentence is None:
+            raise
+        traceback.print_exc()
+        raise SystemExit(sentence) from None
 
 
 def _data_paths(cfg: Config, loaders: Sequence[str]) -> Iterator[Path]:
@@ -67,6 +77,21 @@ def _data_paths(cfg: Config, loaders: Sequence[str]) -> Iterator[Path]:
                 if (part or root) and '://' not in path and path not in seen:
                     seen.add(path)
                     yield Path(path)
+
+
+def _annotation_fault(cfg: Config, loaders: Sequence[str]) -> Optional[str]:
+    """What is wrong with the COCO files, looked for only once a run has failed."""
+    for loader in loaders:
+        for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
+            path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+            if dataset.get('type') == 'CocoDataset' and path.is_file():
+                from mmdet.datasets import CocoDataset
+                classes = (dataset.get('metainfo') or CocoDataset.METAINFO)['classes']
+                masks = any(step.get('with_mask') for step in dataset.get('pipeline', []))
+                sentence = fault(path, classes, masks)
+                if sentence is not None:
+                    return sentence
+    return None
 
 
 def _datasets(dataset) -> Iterator[dict]:

@@ -2,7 +2,8 @@
 _base_ = 'mmdet::_base_/datasets/coco_detection.py'
 
 train_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=None),
+    dict(
+        type='SkipUnreadable', transform=dict(type='LoadImageFromFile', backend_args=None)),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='RandomChoiceResize',

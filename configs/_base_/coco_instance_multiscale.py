@@ -3,7 +3,8 @@
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 
 train_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=None),
+    dict(
+        type='SkipUnreadable', transform=dict(type='LoadImageFromFile', backend_args=None)),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='RandomChoiceResize',

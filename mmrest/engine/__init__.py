@@ -1,0 +1,3 @@
+from .skip_unreadable import SkipUnreadable
+
+__all__ = ['SkipUnreadable']
