@@ -4,12 +4,15 @@ import signal
 import time
 
 import cv2
+import mmengine
 import numpy as np
 import pytest
 import torch
+from mmengine.utils import digit_version
 
 from mmrest.hooks.checkpoint import _fault
 
+from . import tiny_coco
 from .training import ARCH, ROOT, DieAt, FilesAtMost, Run, content, distance, same
 
 EPOCHS = 8
@@ -62,6 +65,12 @@ def classifier(folder):
     return config
 
 
+@pytest.fixture
+def long_version(many):
+    if not many(False, True):
+        pytest.skip('long version only: --torture; tests/hooks has the short one')
+
+
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
     """The folder with the config, and what a run that nobody disturbs ends with."""
@@ -90,7 +99,7 @@ def whole(folder):
     return sorted(int(path.stem.split('_')[1]) for path in folder.glob('epoch_*.pth'))
 
 
-def test_seeds_alone_decide(undisturbed):
+def test_seeds_alone_decide(undisturbed, long_version):
     """Else, equal ends after a kill would say nothing."""
     folder, expected = undisturbed
     code, _ = resume(folder, 'seed', '--cfg-options', 'randomness.seed=1')
@@ -98,7 +107,7 @@ def test_seeds_alone_decide(undisturbed):
     assert distance(end(folder, 'seed'), expected) > 1e-3
 
 
-def test_killed_at_random_moments(undisturbed, many, record_property):
+def test_killed_at_random_moments(undisturbed, many):
     folder, expected = undisturbed
     delays = np.random.default_rng(0)
     kills, resumed, chains, wanted = 0, 0, 0, many(2, 20)
@@ -124,7 +133,7 @@ def test_killed_at_random_moments(undisturbed, many, record_property):
     assert resumed
 
 
-def test_killed_while_a_checkpoint_is_written(undisturbed):
+def test_killed_while_a_checkpoint_is_written(undisturbed, long_version):
     """After the rename, in the middle of writing, before the rename, and the best one."""
     folder, expected = undisturbed
     name = 'writing'
@@ -148,7 +157,7 @@ def test_killed_while_a_checkpoint_is_written(undisturbed):
     assert not list((folder / name).glob('*.partial'))
 
 
-def test_a_full_disk_costs_no_earlier_checkpoint(undisturbed):
+def test_a_full_disk_costs_no_earlier_checkpoint(undisturbed, long_version):
     folder, expected = undisturbed
     name, one = 'full', ('--cfg-options', 'default_hooks.checkpoint.max_keep_ckpts=1')
     code, _ = resume(folder, name, *one, fate=DieAt('/epoch_3.pth', 1, after=False))
@@ -165,7 +174,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint(undisturbed):
     assert same(end(folder, name)['state_dict'], expected['state_dict'])
 
 
-def test_a_broken_checkpoint_is_named_and_passed_over(undisturbed):
+def test_a_broken_checkpoint_is_named_and_passed_over(undisturbed, long_version):
     folder, expected = undisturbed
     name = 'broken'
     code, _ = resume(folder, name, fate=DieAt('/epoch_4.pth', 1, after=False))
@@ -177,3 +186,43 @@ def test_a_broken_checkpoint_is_named_and_passed_over(undisturbed):
     assert re.search('WARNING - .*/epoch_3.pth is passed over: .*BadZipFile', log)
     assert 'resumed epoch: 2' in log
     assert same(end(folder, name), expected)
+
+
+ITERATIONS = f'''
+_base_ = 'classifier.py'
+train_dataloader = dict(sampler=dict(type='InfiniteSampler'))
+train_cfg = dict(_delete_=True, by_epoch=False, max_iters={5 * EPOCHS}, val_interval=10)
+param_scheduler = dict(T_max={5 * EPOCHS}, by_epoch=False)
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5))
+log_processor = dict(by_epoch=False)
+'''
+WORKERS = 'train_dataloader.num_workers=2'
+PERSISTENT = 'train_dataloader.persistent_workers=True'
+OLD = pytest.mark.xfail(
+    digit_version(mmengine.__version__) < digit_version('0.10.12'), strict=True,
+    reason='this mmengine loads the images that it skips, and draws random numbers for them')
+DRAWS = pytest.mark.xfail(
+    strict=True, reason="mmengine's data workers start with the same random numbers again")
+
+
+@pytest.mark.parametrize('config, options, third', [
+    pytest.param('iterations.py', [], '/iter_15.pth', marks=OLD),
+    ('classifier.py', [WORKERS], '/epoch_3.pth'),
+    pytest.param('classifier.py', [WORKERS, PERSISTENT], '/epoch_3.pth', marks=DRAWS),
+    ('detector.py', tiny_coco.OPTIONS, '/epoch_2.pth'),
+])
+def test_loops_and_workers(config, options, third, tmp_path, long_version):
+    """Killed after the second checkpoint, at the rename of the third."""
+    classifier(tmp_path)
+    (tmp_path / 'iterations.py').write_text(ITERATIONS)
+    tiny_coco.write(tmp_path)
+    args = (config, '--cfg-options', 'log_level=INFO', *options)
+    run = Run(tmp_path, *args, '--work-dir', 'whole')
+    assert run.wait() == 0, run.text()[-3000:]
+    run = Run(tmp_path, *args, '--work-dir', 'killed', fate=DieAt(third, 1, after=False))
+    assert run.wait() == -signal.SIGKILL, run.text()[-3000:]
+    run = Run(tmp_path, *args, '--work-dir', 'killed', '--resume')
+    assert run.wait() == 0 and 'resumed epoch' in run.text(), run.text()[-3000:]
+    last = (tmp_path / 'whole/last_checkpoint').read_text().rpartition('/')[2]
+    ends = [content(tmp_path / name / last) for name in ('whole', 'killed')]
+    assert same(*ends), f'the weights differ by up to {distance(*ends):.2g}'

@@ -24,7 +24,7 @@ def start(folder, launcher):
     script = [HERE / 'cpu_process.py', ROOT / 'tools/train.py', 'classifier.py', '--launcher',
               'pytorch', '--work-dir', 'out', '--cfg-options', *OPTIONS]
     env = dict(os.environ, OMP_NUM_THREADS='1')
-    out = open(folder / 'log.txt', 'w')
+    out = os.open(folder / 'log.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     if launcher:
         command = [sys.executable, '-m', 'torch.distributed.run', '--standalone',
                    '--nproc_per_node=2', *map(str, script)]
