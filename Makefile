@@ -2,13 +2,18 @@ STACK ?= onedl
 export STACK
 PYTHON_ENV := $(if $(filter openmmlab,$(STACK)),.venv-openmmlab,.venv)/bin/python
 
-.PHONY: help setup demo test lint clean distclean
+.PHONY: help setup demo test torture bench bench-all bench-gpu docs lint clean distclean
 
 help:
 	@echo 'make setup      install everything into .venv (the other targets do it too)'
 	@echo 'make demo       train a small detector on your CPU, from end to end'
 	@echo 'make test       run the tests'
-	@echo 'make lint       check the style'
+	@echo 'make torture    the long versions of the reliability tests (half an hour)'
+	@echo 'make bench      measure ResT beside its peers on your CPU (a quarter of an hour)'
+	@echo 'make bench-all  the same and more, on your CPU (hours)'
+	@echo 'make bench-gpu  the same on your GPU'
+	@echo 'make docs       build the documentation into docs/_build/html'
+	@echo 'make lint       check style, spelling and types'
 	@echo 'make clean      remove caches'
 	@echo 'make distclean  remove the environments and the compiled mmcv too'
 	@echo
@@ -25,11 +30,28 @@ demo: setup
 test: setup
 	$(PYTHON_ENV) -m pytest -q --durations=10 tests $(ARGS)
 
+torture: setup
+	$(PYTHON_ENV) -m pytest -q --durations=10 tests/torture --torture $(ARGS)
+
+bench: setup
+	$(PYTHON_ENV) benchmarks/run.py --select cpu $(ARGS)
+
+bench-all: setup
+	$(PYTHON_ENV) benchmarks/run.py --select all $(ARGS)
+
+bench-gpu: setup
+	$(PYTHON_ENV) benchmarks/run.py --select gpu $(ARGS)
+
+docs: setup
+	$(PYTHON_ENV) -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)
+
 lint: setup
-	$(PYTHON_ENV) -m ruff check . $(ARGS)
+	$(PYTHON_ENV) -m ruff check .
+	$(PYTHON_ENV) -m codespell_lib
+	$(PYTHON_ENV) -m mypy
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis docs/_build
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean

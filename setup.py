@@ -63,6 +63,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmrest', 'mmrest.*']),
+    package_data={'mmrest': ['py.typed']},
     python_requires='>=3.8',
     install_requires=['torch'],
     extras_require={
@@ -89,7 +90,10 @@ setup(
         # enough for the backbone alone
         'mmengine': ['onedl-mmengine==0.10.12'],
         'demo': ['matplotlib', 'psutil', 'scikit-learn'],
-        'test': ['pytest', 'ruff'],
+        # tools/analysis_tools, tools/deployment, safetensors
+        'tools': ['grad-cam', 'onnx', 'onnxruntime', 'onnxscript', 'safetensors', 'seaborn'],
+        'docs': ['furo', 'ipykernel', 'myst-parser', 'nbclient', 'nbformat', 'sphinx'],
+        'test': ['codespell', 'hypothesis', 'mypy', 'pre-commit', 'pytest', 'ruff'],
     },
     classifiers=[
         'Programming Language :: Python :: 3',

@@ -1,15 +1,18 @@
 """What importing mmrest needs and says."""
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 import mmrest
 
@@ -100,3 +103,53 @@ def test_the_editable_install_leads_to_the_checkout():
     mim = Path(mmrest.__file__).parent / '.mim'
     for name in ('configs', 'tools', 'model-index.yml'):
         assert (mim / name).resolve() == ROOT / name
+
+
+def test_the_wheel_alone_in_an_empty_environment(wheel, tmp_path):
+    """A new environment with torch, mmengine and what these two need, and nothing else."""
+    command = [sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'env']
+    subprocess.run(command, check=True)
+    site, = (tmp_path / 'env').glob('lib/python*/site-packages')
+    wanted, seen = ['torch', *packages_distributions()['mmengine']], set()
+    while wanted:
+        name = re.split(r'[^\w.-]', wanted.pop())[0].lower()
+        name = name.replace('opencv-python', 'opencv-python-headless') if name.endswith(
+            'python') else name
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            continue  # of another platform or Python
+        wanted += [r for r in found.requires or () if 'extra ==' not in r]
+        for top in {Path(file).parts[0] for file in found.files} - {'..', '__pycache__'}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(found.locate_file(top)))
+    install = [sys.executable, '-m', 'pip', '--python', tmp_path / 'env/bin/python', 'install',
+               '--quiet', '--no-index', '--no-deps', wheel.filename]
+    subprocess.run(install, check=True)
+    code = '''
+import importlib.util, torch, mmrest
+for name in ("mmcv", "mmdet", "mmpretrain", "mmseg", "sklearn"):
+    assert importlib.util.find_spec(name) is None, name
+features = mmrest.ResT("lite").eval()(torch.zeros(1, 3, 50, 70))
+print(mmrest.__file__, [tuple(x.shape) for x in features])
+'''
+    done = subprocess.run([tmp_path / 'env/bin/python', '-c', code], cwd=tmp_path, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(str(tmp_path)) and '(1, 512, 2, 3)]' in last
+
+
+def test_the_package_says_that_it_is_typed(wheel):
+    assert 'mmrest/py.typed' in wheel.namelist()
+
+
+def test_the_version_is_in_the_change_log_and_the_citation():
+    assert f'\n## {mmrest.__version__}\n' in (ROOT / 'CHANGELOG.md').read_text()
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == mmrest.__version__
+    people = citation['preferred-citation']['authors']
+    assert [person['family-names'] for person in people] == ['Zhang', 'Yang']

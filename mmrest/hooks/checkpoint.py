@@ -62,7 +62,7 @@ class WholeCheckpointHook(CheckpointHook):
     are not whole, with a warning, and takes the one before.
 
     Args:
-        *args, **kwargs: See :class:`mmengine.hooks.CheckpointHook`.
+        kwargs (dict): See :class:`mmengine.hooks.CheckpointHook`.
     """
 
     def before_run(self, runner) -> None:
