@@ -34,6 +34,10 @@ def saved(folder, steps, **options):
     return hook, this
 
 
+def full_disk(*args):
+    raise OSError(28, 'full')
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -66,7 +70,7 @@ def test_the_best_one_stays_until_a_better_one_is_whole(tmp_path, monkeypatch):
     assert 'best_acc_epoch_2.pth' in names(tmp_path)
     assert 'best_acc_epoch_1.pth' not in names(tmp_path)
     this.epoch = 3
-    monkeypatch.setattr(os, 'replace', lambda *paths: (_ for _ in ()).throw(OSError(28, 'full')))
+    monkeypatch.setattr(os, 'replace', full_disk)
     with pytest.raises(OSError, match='full'):
         hook.after_val_epoch(this, dict(acc=0.8))
     assert 'best_acc_epoch_2.pth' in names(tmp_path)
@@ -127,7 +131,7 @@ def test_changed_bytes_of_weights_are_noticed(tmp_path):
 def test_a_file_is_old_or_new(tmp_path, monkeypatch):
     path = tmp_path / 'folder/file'
     WholeFiles().put(b'old', path)
-    monkeypatch.setattr(os, 'fsync', lambda fd: (_ for _ in ()).throw(OSError(28, 'full')))
+    monkeypatch.setattr(os, 'fsync', full_disk)
     with pytest.raises(OSError):
         WholeFiles().put(b'new', path)
     assert path.read_bytes() == b'old' and names(tmp_path / 'folder') == ['file']
