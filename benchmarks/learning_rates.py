@@ -229,8 +229,8 @@ def plan():
         for name in MODELS:
             for rate in reversed(RATES):
                 yield name, '', rate, seed
-        for rate in (2e-3, 1e-3):
-            for change in list(CHANGES)[1:]:
+        for change in list(CHANGES)[1:]:
+            for rate in (2e-3, 1e-3):
                 yield 'ResT-Lite', change, rate, seed
 
 
@@ -258,9 +258,9 @@ def table(found):
 
 
 def write_table(found):
-    begin, end = '<!-- table -->\n', '\n<!-- end of table -->'
+    begin, end = '<!-- table -->\n', '<!-- end of table -->'
     before, rest = DOC.read_text().split(begin)
-    DOC.write_text(before + begin + table(found) + end + rest.split(end)[1])
+    DOC.write_text(before + begin + table(found) + '\n' + end + rest.split(end)[1])
 
 
 def main():
