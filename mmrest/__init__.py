@@ -7,12 +7,10 @@ except ImportError as error:
         'onedl-mmengine` (or `pip install mmengine` in an OpenMMLab environment)'
     ) from error
 
-from .engine import SkipUnreadable
-from .hooks import ReseedHook, WholeCheckpointHook
 from .models import EMSA, ResT
 from .version import __version__
 from .zoo import register
 
 register()
 
-__all__ = ['EMSA', 'ReseedHook', 'ResT', 'SkipUnreadable', 'WholeCheckpointHook', '__version__']
+__all__ = ['EMSA', 'ResT', '__version__']

@@ -50,3 +50,12 @@ def test_importing_mmrest_leaves_mmpretrain_alone(tmp_path):
         import sys, mmrest
         print([m for m in sys.modules if m.split('.')[0] in ('mmpretrain', 'mmdet', 'mmseg')])
     ''', tmp_path) == '[]'
+
+
+@pytest.mark.parametrize('modules', ['mmrest, mmengine.runner', 'mmengine.runner, mmrest'])
+def test_our_hooks_are_there_as_soon_as_mmengines_are(modules, tmp_path):
+    assert python(f'''
+        import {modules}
+        from mmengine.registry import HOOKS, TRANSFORMS
+        print(HOOKS.get('WholeCheckpointHook') and TRANSFORMS.get('SkipUnreadable').__name__)
+    ''', tmp_path) == 'SkipUnreadable'

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.utils import digit_version
 
-from mmrest.hooks.checkpoint import _fault
+from mmrest.engine.whole_checkpoint import _fault
 
 from . import tiny_coco
 from .training import ARCH, ROOT, DieAt, FilesAtMost, Run, content, distance, same

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from mmrest.hooks.checkpoint import _fault
+from mmrest.engine.whole_checkpoint import _fault
 
 from . import test_training
 from .training import ROOT

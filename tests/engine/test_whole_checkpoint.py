@@ -6,8 +6,8 @@ import pytest
 import torch
 from mmengine.logging import MessageHub, MMLogger
 
-from mmrest import WholeCheckpointHook
-from mmrest.hooks.checkpoint import WholeFiles, _fault
+from mmrest.engine import WholeCheckpointHook
+from mmrest.engine.whole_checkpoint import WholeFiles, _fault
 
 
 def runner(folder, resume=False):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from mmrest import ReseedHook
+from mmrest.engine import ReseedHook
 
 
 def draw():

@@ -1,4 +1,0 @@
-from .checkpoint import WholeCheckpointHook
-from .reseed import ReseedHook
-
-__all__ = ['ReseedHook', 'WholeCheckpointHook']
