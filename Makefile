@@ -46,9 +46,7 @@ docs: setup
 	$(PYTHON_ENV) -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)
 
 lint: setup
-	$(PYTHON_ENV) -m ruff check .
-	$(PYTHON_ENV) -m codespell_lib
-	$(PYTHON_ENV) -m mypy
+	$(PYTHON_ENV) -m pre_commit run --all-files $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis docs/_build
