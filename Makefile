@@ -27,8 +27,10 @@ setup:
 demo: setup
 	@$(PYTHON_ENV) tools/demo.py $(ARGS)
 
+# One thread a process: two that share cores wait for each other at every barrier.
 test: setup
-	$(PYTHON_ENV) -m pytest -q --durations=10 tests $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+		--durations=10 tests $(ARGS)
 
 torture: setup
 	$(PYTHON_ENV) -m pytest -q --durations=10 tests/torture --torture $(ARGS)

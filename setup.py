@@ -93,7 +93,8 @@ setup(
         # tools/analysis_tools, tools/deployment, safetensors
         'tools': ['grad-cam', 'onnx', 'onnxruntime', 'onnxscript', 'safetensors', 'seaborn'],
         'docs': ['furo', 'ipykernel', 'myst-parser', 'nbclient', 'nbformat', 'sphinx'],
-        'test': ['codespell', 'hypothesis', 'mypy', 'pre-commit', 'pytest', 'ruff'],
+        'test': ['codespell', 'hypothesis', 'mypy', 'pre-commit', 'pytest', 'pytest-xdist',
+                 'ruff'],
     },
     classifiers=[
         'Programming Language :: Python :: 3',

@@ -1,4 +1,5 @@
 """mmengine's own checkpoints, optimizer and history with them, without running code."""
+import collections
 from typing import Any, Callable
 
 import numpy as np
@@ -71,6 +72,7 @@ _MAKERS = {
     ('_codecs', 'encode'): _encode,
     ('builtins', 'getattr'): _method,
     ('__builtin__', 'getattr'): _method,
+    ('collections', 'Counter'): collections.Counter,  # milestones of MultiStepLR
     ('mmengine.logging.history_buffer', 'HistoryBuffer'): HistoryBuffer,
     ('numpy', 'dtype'): np.dtype,
     ('numpy', 'ndarray'): np.ndarray,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.optim import LinearLR, OneCycleLR
+from mmengine.optim import LinearLR, MultiStepLR, OneCycleLR
 from mmengine.runner import CheckpointLoader
 from torch.testing import assert_close
 
@@ -34,7 +34,8 @@ def checkpoint():
     model = torch.nn.Linear(2, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     schedulers = [OneCycleLR(optimizer, eta_max=1., total_steps=9),
-                  LinearLR(optimizer, start_factor=0.1)]
+                  LinearLR(optimizer, start_factor=0.1),
+                  MultiStepLR(optimizer, milestones=[3, 5])]
     history = HistoryBuffer(max_length=5)
     for value in (1.5, 2.5):
         model(torch.rand(4, 2)).sum().backward()
