@@ -33,7 +33,8 @@ test: setup
 		--durations=10 tests $(ARGS)
 
 torture: setup
-	$(PYTHON_ENV) -m pytest -q --durations=10 tests/torture --torture $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+		--durations=10 tests/torture --torture $(ARGS)
 
 bench: setup
 	$(PYTHON_ENV) benchmarks/run.py --select cpu $(ARGS)

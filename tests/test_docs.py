@@ -90,19 +90,43 @@ def project(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('page', ['tools.md'])
-def test_commands_run(page, project):
-    if not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'):
-        pytest.skip('torch before 2.6 cannot export dynamic sizes')
+def run(command, cwd):
     binaries = Path(sys.executable).parent
     env = dict(os.environ, PATH=f'{binaries}:{os.environ["PATH"]}')
-    for command in commands(DOCS / page):
-        done = subprocess.run(['bash', '-ec', command], cwd=project, env=env, text=True,
-                              capture_output=True)
-        assert done.returncode == 0, f'{command}\n{done.stderr[-2000:]}'
+    done = subprocess.run(
+        ['bash', '-ec', command], cwd=cwd, env=env, text=True, capture_output=True)
+    assert done.returncode == 0, f'{command}\n{done.stderr[-2000:]}'
+
+
+@pytest.mark.skipif(not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'),
+                    reason='torch before 2.6 cannot export dynamic sizes')
+def test_commands_for_a_trained_model_run(project):
+    for command in commands(DOCS / 'tools.md'):
+        run(command, project)
     written = {path.name for path in project.iterdir() if path.is_file()}
     assert {'cam.png', 'attention.png', 'features.png', 'classifier.onnx'} <= written
     assert len(list((project / 'found/pictures').iterdir())) == 2
+
+
+def test_commands_for_weights_run(project):
+    """The conversions; training and testing take data that is not here."""
+    weights = golden.draw_weights('small')
+    norms = tuple(f'norm{i}.' for i in (1, 2, 3))
+    torch.save({k: v for k, v in weights.items() if not k.startswith(norms)},
+               project / 'rest_small.pth')
+    cfg = read_config(str(ROOT / 'configs/retinanet/rest_small_fpn_1x_coco.py'))
+    torch.save(build_model(cfg).state_dict(), project / 'mmdet.pth')
+    run('python tools/model_converters/convert_checkpoint.py mmdet.pth model_final.pth '
+        '--to detectron2 --cfg-options model.backbone.norm_in_trunk=True '
+        'model.neck.relu_before_extra_convs=True', project)
+    ran = 0
+    for command in commands(DOCS / 'weights.md'):
+        if 'convert_checkpoint.py' in command:
+            run(command, project)
+            ran += 1
+    assert ran == 4
+    back = torch.load(project / 'back.pth')
+    assert back.get('model', back).keys() == torch.load(project / 'rest_small.pth').keys()
 
 
 HELP = {}

@@ -59,7 +59,7 @@ def export(network: nn.Module, names: Sequence[str], metadata: Dict[str, str],
     """Write a network as ONNX with dynamic batch, height and width.
 
     Args:
-        network (nn.Module): In eval mode, images (B, 3, H, W) in.
+        network (nn.Module): Images (B, 3, H, W) in; set to eval mode.
         names (Sequence[str]): Of its outputs.
         metadata (dict): What the file says of itself.
         path (Path): Where to; appears only if ONNX Runtime agrees.
@@ -74,6 +74,7 @@ def export(network: nn.Module, names: Sequence[str], metadata: Dict[str, str],
             what float32 costs PyTorch itself (an untrained ResT may lose three digits:
             its instance norm enlarges differences of nearly uniform maps).
     """
+    network.eval()
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.onnx.export(
         network, (torch.rand(EXPORTED[0], 3, *EXPORTED[1:]), ), dynamo=True, verbose=False,
@@ -141,7 +142,7 @@ def main(args: Optional[List[str]] = None) -> None:
             network, names = Classifier(model), ['logits']
         else:
             network, names = Backbone(rest), [f'stage{i + 1}' for i in rest.out_indices]
-        errors = export(network.eval(), names, describe_input(cfg), args.out)
+        errors = export(network, names, describe_input(cfg), args.out)
     except (ValueError, FileNotFoundError) as problem:
         raise SystemExit(str(problem)) from None
     sizes = ', '.join('x'.join(map(str, size)) for size in CHECKED)
