@@ -29,7 +29,7 @@ class Detector:
 
     def __init__(self, config: str, checkpoint: str, device: str, score_thr: float):
         from mmdet.apis import DetInferencer
-        self.inferencer = DetInferencer(config, checkpoint, device, show_progress=False)
+        self.inferencer = DetInferencer(config, checkpoint, device)
         self.score_thr = score_thr
 
     def __call__(self, image: np.ndarray) -> Tuple[np.ndarray, dict, Dict[str, np.ndarray]]:
@@ -50,8 +50,7 @@ class Segmenter:
 
     def __init__(self, config: str, checkpoint: str, device: str, score_thr: float):
         from mmseg.apis import MMSegInferencer
-        self.inferencer = MMSegInferencer(
-            config, checkpoint, device=device, show_progress=False)
+        self.inferencer = MMSegInferencer(config, checkpoint, device=device)
         meta = self.inferencer.model.dataset_meta
         self.inferencer.visualizer.set_dataset_meta(**meta)
         self.classes = meta['classes']

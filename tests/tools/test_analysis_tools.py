@@ -8,6 +8,7 @@ import mmdet
 import numpy as np
 import pytest
 import torch
+from mmengine.utils import digit_version
 from torch.testing import assert_close
 
 from mmrest import ResT
@@ -178,7 +179,10 @@ def test_curves_by_mmdets_own_script(tmp_path):
                                        iter=step)) + '\n')
         file.write(json.dumps({'coco/bbox_mAP': 0.5, 'step': 1}) + '\n')
     script = mmdet.__path__[0] + '/.mim/tools/analysis_tools/analyze_logs.py'
-    done = call(script, 'plot_curve', log, '--keys', 'loss', '--style', 'ggplot',
-                '--out', 'curve.png', cwd=tmp_path)
+    # OneDL's takes matplotlib's styles, but has OpenMMLab's default, which is seaborn's.
+    is_onedl = digit_version(mmdet.__version__) >= digit_version('3.4')
+    style = ['--style', 'ggplot'] if is_onedl else []
+    done = call(script, 'plot_curve', log, '--keys', 'loss', *style, '--out', 'curve.png',
+                cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert cv2.imread(str(tmp_path / 'curve.png')).std() > 1

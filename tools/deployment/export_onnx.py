@@ -19,13 +19,6 @@ from torch import Tensor, nn
 
 from mmrest.apis import build_model, find_rest, read_config
 
-try:
-    import onnx
-    import onnxruntime
-    import onnxscript  # noqa: F401  torch.onnx writes with it
-except ImportError as error:
-    raise SystemExit(f'{error}: run `pip install onnx onnxruntime onnxscript`') from None
-
 # Batch, height and width: the first is exported, the others are checked.
 EXPORTED = (2, 192, 256)
 CHECKED = ((1, 224, 224), (3, 97, 131), (1, 320, 64))
@@ -73,7 +66,14 @@ def export(network: nn.Module, names: Sequence[str], metadata: Dict[str, str],
         ValueError: ONNX Runtime is off by more than TOLERANCE, and by more than twice
             what float32 costs PyTorch itself (an untrained ResT may lose three digits:
             its instance norm enlarges differences of nearly uniform maps).
+        ImportError: A package that writes or runs ONNX is not installed.
     """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx writes with it
+    except ImportError as error:
+        raise ImportError(f'{error}: run `pip install onnx onnxruntime onnxscript`') from error
     network.eval()
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.onnx.export(
@@ -143,7 +143,7 @@ def main(args: Optional[List[str]] = None) -> None:
         else:
             network, names = Backbone(rest), [f'stage{i + 1}' for i in rest.out_indices]
         errors = export(network, names, describe_input(cfg), args.out)
-    except (ValueError, FileNotFoundError) as problem:
+    except (ValueError, FileNotFoundError, ImportError) as problem:
         raise SystemExit(str(problem)) from None
     sizes = ', '.join('x'.join(map(str, size)) for size in CHECKED)
     print(f'{args.out}: {part}, {" ".join(names)}, {args.out.stat().st_size / 1e6:.1f} MB; '
