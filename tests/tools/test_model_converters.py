@@ -469,8 +469,6 @@ def test_classifiers_come_back_bit_for_bit(call, tmp_path):
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
 def test_detectors_come_back(family, suffix, call, tmp_path):
     """All bits, but for conv1: scaled and scaled back, two roundings in float32."""
-    if suffix == 'safetensors':
-        pytest.importorskip('safetensors')
     state = tiny(family)
     names = [tmp_path / f'{n}.{suffix}' for n in ('mm', 'back', 'again')]
     torch.save(dict(model=with_buffers(state, family), iteration=9), tmp_path / 'd2.pth')

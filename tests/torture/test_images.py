@@ -172,7 +172,7 @@ def test_the_published_numbers_at_random_sizes(many):
 @pytest.mark.parametrize('stem', ['rest', 'resnet', 'pvt'])
 def test_corners_of_sizes(stem, many):
     """Hypothesis looks for sizes near the edges of blocks, strides and paddings."""
-    hypothesis = pytest.importorskip('hypothesis')
+    import hypothesis
     from hypothesis import strategies as st
     models = [build(arch, stem) for arch in ARCHS]
     ran = []

@@ -1,4 +1,5 @@
-"""Pictures side by side in one file."""
+"""What the scripts that draw pictures share: their arguments, and rows of panels."""
+import argparse
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
@@ -9,6 +10,17 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
 Panel = Tuple[str, np.ndarray]
+
+
+def picture_parser(description: str) -> argparse.ArgumentParser:
+    """For a script that draws what a model makes of an image."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint')
+    parser.add_argument('image')
+    parser.add_argument('out', type=Path, help='the picture to write')
+    return parser
 
 
 def save_rows(path: Path, rows: Sequence[List[Panel]], point: Optional[Tuple] = None) -> None:

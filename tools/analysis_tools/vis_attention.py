@@ -7,12 +7,10 @@ A row of the picture is the last block of a stage, a column one of its heads. Sh
 before the instance norm (which only subtracts a constant and scales a head) times the number
 of keys M: 1 is what a query that attends to everything alike gives each key.
 """
-import argparse
-from pathlib import Path
 from typing import List, Optional, Tuple
 
 import torch
-from pictures import save_rows
+from pictures import picture_parser, save_rows
 from torch import Tensor
 
 from mmrest import ResT
@@ -60,12 +58,7 @@ def attention_of_point(rest: ResT, inputs: Tensor, point: Tuple[int, int], stage
 
 
 def main(args: Optional[List[str]] = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config')
-    parser.add_argument('checkpoint')
-    parser.add_argument('image')
-    parser.add_argument('out', type=Path, help='the picture to write')
+    parser = picture_parser(__doc__)
     parser.add_argument(
         '--point', type=int, nargs=2, metavar=('ROW', 'COLUMN'),
         help='pixel of the image as the network gets it (default: its middle)')

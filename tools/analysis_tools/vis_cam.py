@@ -5,31 +5,18 @@
 
 The library pytorch-grad-cam computes it, on the tokens that leave a stage. For classifiers.
 """
-import argparse
-from pathlib import Path
 from typing import List, Optional
 
 import cv2
 import numpy as np
 import torch
-from pictures import save_rows
+from pictures import picture_parser, save_rows
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from mmrest.apis import build_model, find_rest, read_config, read_image
-
-
-class Logits(nn.Module):
-    """A classifier of MMPretrain as plain torch: images in, logits out."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x, mode='tensor')
+from mmrest.apis import Logits, build_model, find_rest, read_config, read_image
 
 
 def cam_of_stage(model: nn.Module, inputs: Tensor, stage: int,
@@ -66,12 +53,7 @@ def cam_of_stage(model: nn.Module, inputs: Tensor, stage: int,
 
 
 def main(args: Optional[List[str]] = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config')
-    parser.add_argument('checkpoint')
-    parser.add_argument('image')
-    parser.add_argument('out', type=Path, help='the picture to write')
+    parser = picture_parser(__doc__)
     parser.add_argument('--stages', type=int, nargs='+', default=[1, 2, 3, 4])
     parser.add_argument('--category', type=int, help='class (default: the best one)')
     args = parser.parse_args(args)

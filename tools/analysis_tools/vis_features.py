@@ -6,14 +6,12 @@
 Each map is the mean over channels (or the largest with --reduce max), drawn over the image by
 MMEngine's visualizer.
 """
-import argparse
-from pathlib import Path
 from typing import List, Optional
 
 import torch
 import torch.nn.functional as F
 from mmengine.visualization import Visualizer
-from pictures import save_rows
+from pictures import picture_parser, save_rows
 
 from mmrest.apis import build_model, find_rest, read_config, read_image
 
@@ -21,12 +19,7 @@ REDUCTIONS = dict(mean='squeeze_mean', max='select_max')
 
 
 def main(args: Optional[List[str]] = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config')
-    parser.add_argument('checkpoint')
-    parser.add_argument('image')
-    parser.add_argument('out', type=Path, help='the picture to write')
+    parser = picture_parser(__doc__)
     parser.add_argument('--reduce', choices=sorted(REDUCTIONS), default='mean')
     args = parser.parse_args(args)
     try:

@@ -17,23 +17,12 @@ import torch
 from mmengine.config import Config, DictAction
 from torch import Tensor, nn
 
-from mmrest.apis import build_model, find_rest, read_config
+from mmrest.apis import Logits, build_model, find_rest, read_config
 
 # Batch, height and width: the first is exported, the others are checked.
 EXPORTED = (2, 192, 256)
 CHECKED = ((1, 224, 224), (3, 97, 131), (1, 320, 64))
 TOLERANCE = 1e-4
-
-
-class Classifier(nn.Module):
-    """A classifier of MMPretrain: normalised images in, logits out."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.model(image, mode='tensor')
 
 
 class Backbone(nn.Module):
@@ -139,7 +128,7 @@ def main(args: Optional[List[str]] = None) -> None:
         model = build_model(cfg, args.checkpoint)
         rest = find_rest(model)
         if part == 'classifier':
-            network, names = Classifier(model), ['logits']
+            network, names = Logits(model), ['logits']
         else:
             network, names = Backbone(rest), [f'stage{i + 1}' for i in rest.out_indices]
         errors = export(network, names, describe_input(cfg), args.out)
