@@ -277,6 +277,7 @@ class ResT(BaseModule):
         if self.img_size not in (None, x.shape[-2:]):
             raise ValueError(f"position='le' takes images of img_size={self.img_size} alone, "
                              f'not {tuple(x.shape[-2:])}')
+        x = x.contiguous(memory_format=torch.channels_last)
         outs = []
         for i in range(self.out_indices[-1] + 1):
             embed = self.stem if i == 0 else getattr(self, f'patch_embed_{i + 1}')

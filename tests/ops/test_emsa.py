@@ -117,18 +117,43 @@ def test_any_strides(backend, dtype):
     assert_close(got, want, **bounds)
 
 
-@pytest.mark.parametrize('rows', [1, 3, 100])
-def test_blocks_of_any_size_give_the_same(rows, monkeypatch):
+def block_of(rows, threads, monkeypatch):
+    """Make blocks have so many rows of 2 x 4 elements of the map."""
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    monkeypatch.setattr(chunked, 'BLOCK', rows * 2 * 4 // threads)
+    monkeypatch.setattr(chunked, 'ROWS', 1)
+
+
+# Of 3 images of 10 queries: one query a block, some, whole images, and of a block the pieces,
+# a piece for each thread where they are of the same length.
+@pytest.mark.parametrize('rows, threads, shapes', [
+    (1, 1, [(1, 1)] * 30),
+    (3, 1, [(1, 3), (1, 3), (1, 3), (1, 1)] * 3),
+    (100, 1, [(3, 10)]),
+    (25, 1, [(2, 10), (1, 10)]),
+    (25, 5, [(2, 10), (5, 2)]),
+    (4, 2, [(2, 2), (2, 2), (2, 1)] * 3),
+    (6, 3, [(3, 2), (1, 4)] * 3),
+    (10, 16, [(1, 10)] * 3),
+])
+def test_blocks_of_any_size_give_the_same(rows, threads, shapes, monkeypatch):
     inputs = draw(3, 2, 10, 4, 5)
-    monkeypatch.setattr(chunked, 'BLOCK', rows * 2 * 4)
-    for got, want in zip(results(emsa_attention, inputs, backend='chunked'),
-                         results(published, inputs)):
-        assert_close(got, want)
-    blocks = list(chunked._blocks(3, 2, 10, 4))
-    assert len(blocks) == {1: 30, 3: 12, 100: 1}[rows]
-    seen = torch.zeros(3, 10)
-    for b, n in blocks:
-        seen[b, n] += 1
+    want = results(published, inputs)
+    block_of(rows, threads, monkeypatch)
+    for a, b in zip(results(emsa_attention, inputs, backend='chunked'), want):
+        assert_close(a, b)
+    seen, found = torch.zeros(3, 2, 10, 5), []
+    k, v = inputs[1:3]
+    for block, k_block, v_block, maps in chunked._blocks(seen, k, v, maps=3):
+        queries = block.rows(seen)  # (b, h, n, d)
+        queries += 1
+        found.append((queries.shape[0], queries.shape[2]))
+        for x, x_block in ((k, k_block), (v, v_block)):
+            assert_close(x_block, x[block.b].expand(x_block.shape) if block.pieces > 1
+                         else x[block.b], rtol=0, atol=0)
+        assert {x.shape for x in maps} == {(*queries.shape[:3], 4)}
+        assert len({x.data_ptr() for x in maps}) == 3
+    assert found == shapes
     assert (seen == 1).all()
 
 
@@ -182,23 +207,31 @@ def test_extreme_scores_stay_finite(backend, dtype):
     assert_close(sharp.double(), want, rtol=1e-4, atol=1e-4)
 
 
-def test_plain_attention_is_pytorchs_own(monkeypatch):
-    q, k, v, _, _ = draw(2, 2, 9, 5, 4)
-    calls = []
+@pytest.mark.parametrize('backend', ['reference', 'chunked', 'auto'])
+def test_plain_attention(backend, monkeypatch):
+    """PyTorch's own, but for blocks on a CPU."""
+    q, k, v, _, _ = inputs = [x.to(DEVICE) for x in draw(2, 2, 9, 5, 4)]
+    function, calls = F.scaled_dot_product_attention, []
     monkeypatch.setattr(attention.F, 'scaled_dot_product_attention', lambda *args, **kwargs: (
-        calls.append(kwargs) or torch.zeros(())))
-    for backend in BACKENDS:
-        emsa_attention(q, k, v, normalize=False, scale=0.3, backend=backend)
-    assert calls == [dict(scale=0.3)] * len(BACKENDS)
-    monkeypatch.undo()
-    want = (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
-    assert_close(emsa_attention(q, k, v, normalize=False, scale=0.3), want)
+        calls.append(kwargs) or function(*args, **kwargs)))
+    got = results(lambda *args: emsa_attention(
+        *args[:3], normalize=False, scale=0.3, backend=backend) + 0 * sum(
+            x.sum() for x in args[3:]), inputs)
+    blocks = DEVICE == 'cpu' and backend != 'reference'
+    assert calls == ([] if blocks else [dict(scale=0.3)])
+    want = results(lambda q, k, v, *rest: (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
+                   + 0 * sum(x.sum() for x in rest), inputs)
+    for a, b in zip(got, want):
+        assert_close(a, b)
 
 
 @pytest.mark.parametrize('backend, seen', [
-    ('reference', 2 * 6000 * 500), ('chunked', chunked.BLOCK)])
-def test_chunked_never_holds_a_map(backend, seen):
-    """Neither forward nor backward; the reference shows that the watch works."""
+    ('reference', 2 * 6000 * 500), ('chunked', 4 * 2**18)])
+def test_chunked_never_holds_a_map(backend, seen, monkeypatch):
+    """Neither forward nor backward, whose four maps of a block lie together; the reference
+    shows that the watch works."""
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 1)
+    monkeypatch.setattr(chunked, 'BLOCK', 2**18)
     inputs = draw(1, 2, 6000, 500, 2, torch.float32)
     with torch.profiler.profile(profile_memory=True) as profile:
         emsa_attention(*inputs, backend=backend).sum().backward()

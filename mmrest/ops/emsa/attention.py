@@ -38,7 +38,7 @@ def emsa_attention(
     """``IN(softmax(Conv(scale * q k^T))) v``, equation (4) of the ResT paper.
 
     Without mixing and normalisation this is plain attention, which PyTorch's own
-    ``scaled_dot_product_attention`` computes, whatever the backend.
+    ``scaled_dot_product_attention`` computes, unless it is 'chunked' on a CPU.
 
     Args:
         q (Tensor): Queries, (B, h, N, d), of any strides, as all that follow.
@@ -74,10 +74,10 @@ def emsa_attention(
     check_number('eps', eps, above=0)
     check_backend(backend)
     scale = q.shape[-1]**-0.5 if scale is None else scale
-    if mix is None and not normalize:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
     if backend == 'auto':
         backend = _choose(q)
+    if mix is None and not normalize and (q.is_cuda or backend != 'chunked'):
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
     args = (q, k, v, mix, bias, scale, normalize, eps)
     if backend == 'reference':
         return reference_attention(*args)

@@ -2,7 +2,8 @@
 
 README.md in this folder derives what is computed here.
 """
-from typing import Iterator, Optional, Tuple
+import math
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -10,9 +11,10 @@ from torch.autograd.function import once_differentiable
 
 from .library import empty_heads, opaque
 
-# Elements of the map in a block: few enough to stay in a core's cache between passes,
-# enough to keep the cores busy.
-BLOCK = 2**20
+# Elements of the map in a block, for each of a CPU's threads: few enough to stay in its cache
+# between passes, enough to keep it busy. Rows come by the length of a vector register.
+BLOCK = 3 * 2**18
+ROWS = 16
 
 
 def _fake_forward(q, k, v, mix, scale, normalize, eps):
@@ -31,14 +33,15 @@ def chunked_forward(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], scal
     with torch.autocast(q.device.type, enabled=False):
         k, v = scale * k.to(dtype), v.to(dtype)
         mix = None if mix is None else mix.to(dtype)
-        for b, n in _blocks(B, h, N, M):
-            scores = q[b, :, n].to(dtype) @ k[b].transpose(-2, -1)  # (b, h, n, M)
-            attn = _mix(mix, scores).softmax(-1)
+        for block, k_block, v_block, (scores, attn, mixed) in _blocks(out, k, v, maps=3):
+            _product(block.rows(q).to(dtype), k_block.transpose(-2, -1), out=scores)
+            torch.softmax(_mix(mix, scores, out=mixed), -1, out=attn)
             if normalize:
                 attn.sub_(1 / M)
                 # Rows first: one sum over all would lose a digit.
-                squares[b] += torch.linalg.vector_norm(attn, dim=-1).square().sum(-1)
-            out[b, :, n] = attn @ v[b]
+                squared = torch.linalg.vector_norm(attn, dim=-1).square().sum(-1)
+                squares[block.b] += block.sum(squared)
+            block.rows(out).copy_(attn @ v_block)
         if not normalize:
             return out, torch.ones_like(squares)
         r = torch.rsqrt(squares / (N * M) + eps)
@@ -61,50 +64,97 @@ def chunked_backward(grad: Tensor, out: Tensor, r: Tensor, q: Tensor, k: Tensor,
     dq, dk, dv = (empty_heads(x, dtype) for x in (q, k, v))
     dk.zero_()
     dv.zero_()
-    dmix = r.new_zeros((B, h, h))
+    dmix = r.new_zeros((h, h))
     with torch.autocast(q.device.type, enabled=False):
         k, v = k.to(dtype), v.to(dtype)
-        k_scaled = scale * k
         weight = None if mix is None else mix.to(dtype)
         if normalize:
             v = v - v.mean(-2, keepdim=True)
             slope = (grad.to(dtype) * out).sum((-2, -1)) * r.square() / -(N * M)  # (B, h)
-        for b, n in _blocks(B, h, N, M):
-            q_block = q[b, :, n].to(dtype)
-            g = grad[b, :, n].to(dtype) * r[b][..., None, None]  # (b, h, n, d)
-            scores = q_block @ k_scaled[b].transpose(-2, -1)  # (b, h, n, M)
-            attn = _mix(weight, scores).softmax(-1)
-            d_attn = g @ v[b].transpose(-2, -1)
+        for block, k_block, v_block, maps in _blocks(out, scale * k, v, maps=4):
+            scores, attn, mixed, d_mixed = maps  # (b, h, n, M)
+            q_block = block.rows(q).to(dtype)  # (b, h, n, d)
+            g = block.rows(grad).to(dtype) * r[block.b][..., None, None]
+            _product(q_block, k_block.transpose(-2, -1), out=scores)
+            torch.softmax(_mix(weight, scores, out=mixed), -1, out=attn)
+            d_attn = _product(g, v_block.transpose(-2, -1), out=mixed)
             centred = attn
             if normalize:
-                centred = attn - 1 / M
-                d_attn.addcmul_(centred, slope[b][..., None, None])
-            dv[b] += centred.transpose(-2, -1) @ g
-            d_scores = torch._softmax_backward_data(d_attn, attn, -1, dtype)
+                centred = torch.sub(attn, 1 / M, out=d_mixed)
+                d_attn.addcmul_(centred, slope[block.b][..., None, None])
+            dv[block.b] += block.sum(centred.transpose(-2, -1) @ g)
+            d_scores = torch._softmax_backward_data(d_attn, attn, -1, dtype,
+                                                    grad_input=d_mixed)
             if weight is not None:
-                dmix[b] += d_scores.flatten(2) @ scores.flatten(2).transpose(1, 2)
-                d_scores = _mix(weight.t(), d_scores)
-            dq[b, :, n] = d_scores @ k_scaled[b]
-            dk[b] += d_scores.transpose(-2, -1) @ q_block
+                dmix += (d_mixed.flatten(2) @ scores.flatten(2).transpose(1, 2)).sum(0)
+                d_scores = _mix(weight.t(), d_mixed, out=attn)
+            block.rows(dq).copy_(d_scores @ k_block)
+            dk[block.b] += block.sum(d_scores.transpose(-2, -1) @ q_block)
         dk *= scale
-        dmix = r.new_empty(0) if mix is None else dmix.sum(0).to(mix.dtype)
+        dmix = r.new_empty(0) if mix is None else dmix.to(mix.dtype)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dmix
 
 
-def _blocks(B: int, h: int, N: int, M: int) -> Iterator[Tuple[slice, slice]]:
-    """Images and queries of each block: some whole images, or some queries of one."""
-    images = max(BLOCK // max(h * N * M, 1), 1)
-    rows = max(BLOCK // (h * M), 1) if images == 1 else max(N, 1)
+class _Block(NamedTuple):
+    """Some whole images, or queries ``n`` of one image in ``pieces`` of the same length.
+
+    Either way its tensors are (b, h, n, .), which operators divide among a CPU's threads by
+    their first dimension, all alike: what one core wrote no other core has to fetch.
+    """
+    b: slice
+    n: slice
+    pieces: int
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Of (B, h, N, d) the view (b, h, n, d)."""
+        return x[self.b, :, self.n].unflatten(2, (self.pieces, -1)).transpose(1, 2).flatten(0, 1)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Add up the pieces of an image."""
+        return x.sum(0, keepdim=True) if self.pieces > 1 else x
+
+
+def _blocks(out: Tensor, k: Tensor, v: Tensor,
+            maps: int) -> Iterator[Tuple[_Block, Tensor, Tensor, List[Tensor]]]:
+    """Blocks of queries, their k and v (b, h, M, d), and memory for ``maps`` (b, h, n, M).
+
+    All blocks share that memory: fresh pages cost more than what is computed in them.
+    """
+    (B, h, N, _), M = out.shape, k.shape[2]
+    threads = 1 if out.is_cuda else torch.get_num_threads()
+    elements = threads * BLOCK
+    images = max(min(elements // max(h * N * M, 1), B), 1)
+    rows = max(N, 1)
+    if images == 1:
+        fitting = max(elements // (h * M), 1)
+        rows = min(fitting - fitting % (threads * ROWS) or fitting, rows)
+    memory = out.new_empty((maps, images * h * rows * M))
     for b in range(0, B, images):
+        count = min(images, B - b)
+        most = threads if count == 1 and N >= threads * ROWS else 1
+        k_block, v_block = (x[b:b + count].repeat(most, 1, 1, 1) for x in (k, v))
         for n in range(0, N, rows):
-            yield slice(b, b + images), slice(n, n + rows)
+            length = min(rows, N - n)
+            pieces = most if length % most == 0 else 1
+            shape = (count * pieces, h, length // pieces, M)
+            size = math.prod(shape)
+            yield (_Block(slice(b, b + count), slice(n, n + length), pieces),
+                   k_block[:shape[0]], v_block[:shape[0]],
+                   [part[:size].view(shape) for part in memory])
 
 
-def _mix(mix: Optional[Tensor], scores: Tensor) -> Tensor:
-    """The 1x1 convolution over heads of (b, h, n, M)."""
+def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """``a @ b`` of (b, h, n, d) and (b, h, d, M)."""
+    torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out=out.flatten(0, 1))
+    return out
+
+
+def _mix(mix: Optional[Tensor], scores: Tensor, out: Tensor) -> Tensor:
+    """The 1x1 convolution over heads of (b, h, n, M); the scores as they are without one."""
     if mix is None:
         return scores
-    return torch.bmm(mix.expand(len(scores), -1, -1), scores.flatten(2)).view_as(scores)
+    torch.bmm(mix.expand(len(scores), -1, -1), scores.flatten(2), out=out.flatten(2))
+    return out
 
 
 class Chunked(torch.autograd.Function):
