@@ -59,7 +59,7 @@ def chunked_backward(grad: Tensor, out: Tensor, r: Tensor, q: Tensor, k: Tensor,
                      mix: Optional[Tensor], scale: float,
                      normalize: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and mix (of no elements where there is none)."""
-    (B, h, N, _), M = q.shape, k.shape[2]
+    (_, h, N, _), M = q.shape, k.shape[2]
     dtype = r.dtype
     dq, dk, dv = (empty_heads(x, dtype) for x in (q, k, v))
     dk.zero_()
@@ -107,7 +107,8 @@ class _Block(NamedTuple):
 
     def rows(self, x: Tensor) -> Tensor:
         """Of (B, h, N, d) the view (b, h, n, d)."""
-        return x[self.b, :, self.n].unflatten(2, (self.pieces, -1)).transpose(1, 2).flatten(0, 1)
+        pieces = x[self.b, :, self.n].unflatten(2, (self.pieces, -1))  # (B, h, pieces, n, d)
+        return pieces.transpose(1, 2).flatten(0, 1)
 
     def sum(self, x: Tensor) -> Tensor:
         """Add up the pieces of an image."""
@@ -131,7 +132,7 @@ def _blocks(out: Tensor, k: Tensor, v: Tensor,
     memory = out.new_empty((maps, images * h * rows * M))
     for b in range(0, B, images):
         count = min(images, B - b)
-        most = threads if count == 1 and N >= threads * ROWS else 1
+        most = threads if count == 1 and threads * ROWS <= N else 1
         k_block, v_block = (x[b:b + count].repeat(most, 1, 1, 1) for x in (k, v))
         for n in range(0, N, rows):
             length = min(rows, N - n)
