@@ -61,7 +61,7 @@ DEMO = ('Mask R-CNN ResT-Lite', 'Mask R-CNN R-18')
 
 # In the order of importance: what comes first gets its further rounds first.
 CPU = [
-    group('training', ('ResT-Small', *RIVALS), 1, 800, 1344, limit=1.),
+    group('training', ('ResT-Small', *RIVALS), 1, 800, 1344, limit=8.),
     group('detector', MASK, 1, 800, 1344, limit=1.),
     group('inference', (*SMALL, PORT), 1, 800, 1344, limit=2.),
     group('training', SMALL, 4, 224, 224, limit=2.),
@@ -77,9 +77,9 @@ LONG = [
     group('training', BASE, 4, 224, 224, limit=5.),
     group('inference', BASE, 4, 224, 224, limit=5.),
     group('detector', RETINA, 1, 800, 1344, limit=5.),
+    group('digits', DEMO, 8, 128, 128, rounds=1),
     *growth(('ResT-Small', *RIVALS, PORT), 'inference', limit=5.),
     *growth(('ResT-Small', *RIVALS), 'training', limit=5.),
-    group('digits', DEMO, 8, 128, 128, rounds=1),
 ]
 CUDA = dict(device='cuda', precision='bfloat16')
 PORTS = (PORT, f'{PORT}, compiled')
