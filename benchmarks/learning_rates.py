@@ -1,12 +1,12 @@
 """At which learning rates ResT starts to learn, beside PVTv2 and Swin.
 
     python tools/dataset_converters/digits_to_coco.py     # the data, once
-    python benchmarks/learning_rates.py                   # about 45 minutes of one core
+    python benchmarks/learning_rates.py                   # about 80 minutes of one core
     python benchmarks/learning_rates.py --table           # rows -> docs/learning_rates.md
 
 Each run trains a classifier of digits from scratch, float32, without any augmentation: AdamW,
 weight decay 0.05 of matrices, one cycle of the rate (rising for the first 40 % of the
-iterations). A row is written as soon as its run ends, and runs that have their row are passed
+iterations), at one of two sizes: 32 images of 48 pixels or 64 of 64. A row is written as soon as its run ends, and runs that have their row are passed
 over. What happens inside ResT goes, every 10 iterations, to a file of its own for each run.
 """
 import argparse
@@ -30,10 +30,11 @@ DATA = ROOT / 'data/digits/cls'
 ROWS = ROOT / 'docs/learning_rates.csv'
 TRACES = ROOT / 'work_dirs/learning_rates'
 DOC = ROOT / 'docs/learning_rates.md'
-SIDE, BATCH, ITERATIONS, RISE = 48, 32, 250, 0.4
+ITERATIONS, RISE = 250, 0.4
+SIZES = {48: 32, 64: 64}  # pixels a side: images a batch
 RATES = (3e-4, 1e-3, 2e-3)
 SEEDS = (0, 1)
-FIELDS = ('model', 'change', 'rate', 'seed', 'iterations', 'accuracy', 'loss', 'spread',
+FIELDS = ('model', 'change', 'side', 'rate', 'seed', 'iterations', 'accuracy', 'loss', 'spread',
           'gradient')
 QK = ('attn.q.', 'attn.kv.', 'attn.transform_conv.')
 
@@ -43,6 +44,9 @@ CHANGES = {
     'gradients clipped at norm 1': dict(clip=1.),
     'rate of q, kv and mix x 0.1': dict(slow=QK),
     'rate of attention x 0.1': dict(slow=('.attn.', )),
+    'a rise of 80 %': dict(rise=0.8),
+    'beta2 = 0.95': dict(betas=(0.9, 0.95)),
+    'projections of attention start at 0': dict(zero='attn.proj.weight'),
     'eps 1e-2 in the norm': dict(eps=1e-2),
 }
 
@@ -80,12 +84,12 @@ class Classifier(nn.Module):
         return self.head(self.features(x))
 
 
-def read(split):
-    """Images (n, 3, SIDE, SIDE) in bytes, and labels."""
+def read(split, side):
+    """Images (n, 3, side, side) in bytes, and labels."""
     images, labels = [], []
     for path in sorted((DATA / split).glob('*/*.jpg')):
         image = cv2.imread(str(path))[..., ::-1]
-        images.append(cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+        images.append(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA))
         labels.append(int(path.parent.name))
     if not images:
         raise SystemExit(f'{DATA / split} has no images; first: '
@@ -161,7 +165,7 @@ def spread(features):
     return (features.std(0).square().mean() / features.square().mean()).sqrt().item()
 
 
-def train(name, change, rate, seed, data, trace):
+def train(name, change, side, rate, seed, trace):
     """One run; its row."""
     options = CHANGES[change]
     torch.manual_seed(seed)
@@ -170,6 +174,10 @@ def train(name, change, rate, seed, data, trace):
         emsa.emsa_attention = partial(emsa_attention, eps=options['eps'])
     else:
         emsa.emsa_attention = emsa_attention
+    if 'zero' in options:
+        for key, p in model.named_parameters():
+            if key.endswith(options['zero']):
+                nn.init.zeros_(p)
     watch = Watch(model.backbone)
     groups = {}
     for key, p in model.named_parameters():
@@ -177,17 +185,18 @@ def train(name, change, rate, seed, data, trace):
         groups.setdefault((0.1 if slow else 1., 0.05 if p.ndim > 1 else 0.), []).append(p)
     optimizer = torch.optim.AdamW(
         [dict(params=params, weight_decay=decay) for (_, decay), params in groups.items()],
-        lr=rate)
+        lr=rate, betas=options.get('betas', (0.9, 0.999)))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [rate * factor for factor, _ in groups], total_steps=ITERATIONS,
-        pct_start=RISE, cycle_momentum=False)
-    (images, labels), (val_images, val_labels) = data
+        pct_start=options.get('rise', RISE), cycle_momentum=False)
+    images, labels = read('train', side)
+    val_images, val_labels = read('val', side)
     order = torch.Generator().manual_seed(seed)
     losses, norms = [], []
     with trace.open('w', newline='') as file:
         writer = None
         for i in range(ITERATIONS):
-            chosen = torch.randint(len(images), (BATCH, ), generator=order)
+            chosen = torch.randint(len(images), (SIZES[side], ), generator=order)
             watch.on = i % 10 == 0
             features = model.features(normalized(images[chosen]))
             loss = nn.functional.cross_entropy(model.head(features), labels[chosen])
@@ -217,21 +226,30 @@ def train(name, change, rate, seed, data, trace):
         features = torch.cat([model.features(normalized(x)) for x in val_images.split(64)])
         right = model.head(features).argmax(1) == val_labels
     return dict(
-        model=name, change=change, rate=rate, seed=seed, iterations=ITERATIONS,
+        model=name, change=change, side=side, rate=rate, seed=seed, iterations=ITERATIONS,
         accuracy=round(right.float().mean().item(), 4),
         loss=round(sum(losses[-50:]) / 50, 4), spread=f'{spread(features):.3g}',
         gradient=f'{max(norms):.3g}')
 
 
 def plan():
-    """Every run: the first seed of all before the second."""
+    """Every run: the first seed of all before the second, the small size before the large."""
     for seed in SEEDS:
         for name in MODELS:
             for rate in reversed(RATES):
-                yield name, '', rate, seed
-        for change in list(CHANGES)[1:]:
-            for rate in (2e-3, 1e-3):
-                yield 'ResT-Lite', change, rate, seed
+                yield name, '', 48, rate, seed
+        if seed == SEEDS[0]:
+            for rate in (1e-3, 2e-3):
+                for change in list(CHANGES)[1:]:
+                    yield 'ResT-Lite', change, 48, rate, seed
+    for rate in (1e-3, 2e-3):
+        for name in MODELS:
+            yield name, '', 64, rate, SEEDS[0]
+
+
+def key(row):
+    return (row['model'], row['change'], int(row['side']), float(row['rate']),
+            int(row['seed']))
 
 
 def rows(path):
@@ -242,18 +260,18 @@ def rows(path):
 
 
 def table(found):
-    """Markdown: accuracy on held-out digits of each seed, by model and rate."""
-    lines = ['| model | ' + ' | '.join(f'{rate:.0e}' for rate in RATES) + ' |',
-             '|---' * (1 + len(RATES)) + '|']
-    for name in MODELS:
-        for change in CHANGES:
-            cells = [[f'{100 * float(row["accuracy"]):.0f}' for row in found
-                      if (row['model'], row['change'], float(row['rate'])) == (
-                          name, change, rate)] for rate in RATES]
-            if any(cells):
-                title = name + (f', {change}' if change else '')
-                lines.append(f'| {title} | '
-                             + ' | '.join(', '.join(cell) for cell in cells) + ' |')
+    """Markdown: accuracy on held-out digits of each seed, by model, size and rate."""
+    lines = ['| model | pixels, batch | ' + ' | '.join(f'{rate:.0e}' for rate in RATES) + ' |',
+             '|---' * (2 + len(RATES)) + '|']
+    for side, batch in SIZES.items():
+        for name in MODELS:
+            for change in CHANGES:
+                cells = [', '.join(
+                    f'{100 * float(row["accuracy"]):.0f}' for row in found
+                    if key(row)[:4] == (name, change, side, rate)) for rate in RATES]
+                if any(cells):
+                    title = name + (f', {change}' if change else '')
+                    lines.append(f'| {title} | {side}, {batch} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
 
@@ -267,7 +285,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--table', action='store_true', help=f'only write {DOC.name}')
     parser.add_argument('--rows', type=Path, default=ROWS, help='the CSV file of rows')
-    parser.add_argument('--only', default='', help='runs whose model and change contain this')
+    parser.add_argument('--only', default='', help='runs whose model, change and pixels contain this')
     args = parser.parse_args()
     if args.table:
         write_table(rows(args.rows))
@@ -275,18 +293,16 @@ def main():
     torch.set_num_threads(1)
     MMLogger.get_current_instance().setLevel('WARNING')
     TRACES.mkdir(parents=True, exist_ok=True)
-    data = read('train'), read('val')
-    for name, change, rate, seed in plan():
-        if any((row['model'], row['change'], float(row['rate']), int(row['seed'])) == (
-                name, change, rate, seed) for row in rows(args.rows)):
+    for run in plan():
+        name, change, side, rate, seed = run
+        if run in map(key, rows(args.rows)) or args.only not in f'{name} {change} {side}':
             continue
-        if args.only not in f'{name} {change}':
-            continue
-        label = f'{name} {change} {rate:.0e} {seed}'.replace(' ', '_').replace(',', '')
-        row = train(name, change, rate, seed, data, TRACES / f'{label}.csv')
+        label = f'{name} {change} {side} {rate:.0e} {seed}'
+        label = label.replace(' ', '_').replace(',', '').replace('%', 'percent')
+        row = train(*run, TRACES / f'{label}.csv')
         new = not args.rows.exists()
         with args.rows.open('a', newline='') as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, FIELDS, lineterminator='\n')
             if new:
                 writer.writeheader()
             writer.writerow(row)

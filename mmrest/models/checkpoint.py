@@ -193,9 +193,13 @@ def _load_safetensors(path: str) -> Dict[str, Tensor]:
         raise ImportError('files that end in .safetensors need the package safetensors: '
                           'pip install safetensors') from error
     try:
-        return load_file(path)
+        state = load_file(path)
     except SafetensorError as error:
         raise ValueError(error) from error
+    for name in state:
+        if '/' in name or '\\' in name:  # whoever makes files of names would write outside
+            raise ValueError(f'its tensor {name!r} is named like a path')
+    return state
 
 
 def _sha256(path: str) -> str:

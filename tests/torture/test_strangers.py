@@ -386,7 +386,9 @@ HARMFUL = {
         b'{"a":' + json.dumps(entry(0, 8)).encode() + b'}' * 2, bytes(8)), 'cannot be read'),
     'json.safetensors': (lambda: safetensors_file(b'[' * 10**5), 'cannot be read'),
     'names.safetensors': (lambda: safetensors_file(
-        {'../../etc/passwd': entry(0, 8)}, bytes(8)), 'taken'),
+        {'../../etc/passwd': entry(0, 8)}, bytes(8)), 'is named like a path'),
+    'backslash.safetensors': (lambda: safetensors_file(
+        {'..\\\\x': entry(0, 8)}, bytes(8)), 'is named like a path'),
 }
 
 
