@@ -6,8 +6,9 @@
 
 Each run trains a classifier of digits from scratch, float32, without any augmentation: AdamW,
 weight decay 0.05 of matrices, one cycle of the rate (rising for the first 40 % of the
-iterations), at one of two sizes: 32 images of 48 pixels or 64 of 64. A row is written as soon as its run ends, and runs that have their row are passed
-over. What happens inside ResT goes, every 10 iterations, to a file of its own for each run.
+iterations), at one of two sizes: 32 images of 48 pixels or 64 of 64. A row is written as soon
+as its run ends, and runs that have their row are passed over. What happens inside ResT goes,
+every 10 iterations, to a file of its own for each run.
 """
 import argparse
 import csv
@@ -285,7 +286,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--table', action='store_true', help=f'only write {DOC.name}')
     parser.add_argument('--rows', type=Path, default=ROWS, help='the CSV file of rows')
-    parser.add_argument('--only', default='', help='runs whose model, change and pixels contain this')
+    parser.add_argument('--only', default='',
+                        help='runs whose model, change and pixels contain this')
     args = parser.parse_args()
     if args.table:
         write_table(rows(args.rows))

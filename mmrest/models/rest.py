@@ -75,8 +75,11 @@ class FFN(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """``FFN(norm(x))`` of tokens (B, N, C)."""
+        return by_blocks(
+            lambda tokens: self.act(self.fc1(norm(tokens))),
+            [*norm.parameters(), *self.fc1.parameters()], self.fc2, x)
 
 
 class Block(nn.Module):
@@ -92,10 +95,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), hw))
-        ffn = by_blocks(
-            lambda tokens: self.mlp(self.norm2(tokens)), x, self.mlp.fc1.out_features,
-            [*self.norm2.parameters(), *self.mlp.parameters()])
-        return x + self.drop_path(ffn)
+        return x + self.drop_path(self.mlp(x, self.norm2))
 
 
 @MODELS.register_module()

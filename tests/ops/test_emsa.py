@@ -120,7 +120,8 @@ def test_any_strides(backend, dtype):
 def block_of(rows, threads, monkeypatch):
     """Make blocks have so many rows of 2 x 4 elements of the map."""
     monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
-    monkeypatch.setattr(chunked, 'BLOCK', rows * 2 * 4 // threads)
+    monkeypatch.setattr(chunked, 'BLOCK', rows * 4 // threads)
+    monkeypatch.setattr(chunked, 'MOST', rows * 2 * 4)
     monkeypatch.setattr(chunked, 'ROWS', 1)
 
 
@@ -132,9 +133,10 @@ def block_of(rows, threads, monkeypatch):
     (100, 1, [(3, 10)]),
     (25, 1, [(2, 10), (1, 10)]),
     (25, 5, [(2, 10), (5, 2)]),
+    (500, 500, [(3, 10)]),
     (4, 2, [(2, 2), (2, 2), (2, 1)] * 3),
     (6, 3, [(3, 2), (1, 4)] * 3),
-    (10, 16, [(1, 10)] * 3),
+    (10, 16, [(1, 8), (1, 2)] * 3),
 ])
 def test_blocks_of_any_size_give_the_same(rows, threads, shapes, monkeypatch):
     inputs = draw(3, 2, 10, 4, 5)
@@ -231,7 +233,7 @@ def test_chunked_never_holds_a_map(backend, seen, monkeypatch):
     """Neither forward nor backward, whose four maps of a block lie together; the reference
     shows that the watch works."""
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 1)
-    monkeypatch.setattr(chunked, 'BLOCK', 2**18)
+    monkeypatch.setattr(chunked, 'BLOCK', 2**17)
     inputs = draw(1, 2, 6000, 500, 2, torch.float32)
     with torch.profiler.profile(profile_memory=True) as profile:
         emsa_attention(*inputs, backend=backend).sum().backward()

@@ -11,9 +11,11 @@ from torch.autograd.function import once_differentiable
 
 from .library import empty_heads, opaque
 
-# Elements of the map in a block, for each of a CPU's threads: few enough to stay in its cache
-# between passes, enough to keep it busy. Rows come by the length of a vector register.
-BLOCK = 3 * 2**18
+# Elements of one head's map in a block, for each of a CPU's threads: few enough to stay in its
+# cache between passes, enough to keep it busy. Of all heads and threads together at most MOST.
+# Rows come by the length of a vector register.
+BLOCK = 2**18
+MOST = 2**21
 ROWS = 16
 
 
@@ -123,7 +125,7 @@ def _blocks(out: Tensor, k: Tensor, v: Tensor,
     """
     (B, h, N, _), M = out.shape, k.shape[2]
     threads = 1 if out.is_cuda else torch.get_num_threads()
-    elements = threads * BLOCK
+    elements = min(h * threads * BLOCK, MOST)
     images = max(min(elements // max(h * N * M, 1), B), 1)
     rows = max(N, 1)
     if images == 1:
