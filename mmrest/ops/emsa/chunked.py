@@ -127,6 +127,7 @@ def _blocks(out: Tensor, k: Tensor, v: Tensor,
     threads = 1 if out.is_cuda else torch.get_num_threads()
     elements = min(h * threads * BLOCK, MOST)
     images = max(min(elements // max(h * N * M, 1), B), 1)
+    images = images - images % threads or images  # as many for each thread
     rows = max(N, 1)
     if images == 1:
         fitting = max(elements // (h * M), 1)
