@@ -1,7 +1,7 @@
 """At which learning rates ResT starts to learn, beside PVTv2 and Swin.
 
     python tools/dataset_converters/digits_to_coco.py     # the data, once
-    python benchmarks/learning_rates.py                   # about 80 minutes of one core
+    python benchmarks/learning_rates.py                   # by estimate 80 minutes of one core
     python benchmarks/learning_rates.py --table           # rows -> docs/learning_rates.md
 
 Each run trains a classifier of digits from scratch, float32, without any augmentation: AdamW,

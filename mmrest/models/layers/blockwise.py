@@ -1,7 +1,7 @@
 """Functions of single tokens, a block of tokens at a time.
 
 An FFN's hidden layer is four times its input. In blocks it stays in a CPU's cache, and nothing
-of it is kept for backward, which computes it again: of ResT-Small's FFNs that is a thirtieth of
+of it is kept for backward, which computes it again: of ResT-Small's FFNs that is a twentieth of
 the arithmetic of a training step.
 """
 from typing import Callable, Iterator, Sequence
