@@ -1,6 +1,8 @@
-"""Any mm config with ResT in it: its model, and images as the model takes them."""
+"""From a config to its model and the model's input, for the scripts in tools/."""
+import functools
+import traceback
 from pathlib import Path
-from typing import List, Optional, Tuple, Union
+from typing import Callable, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -10,35 +12,61 @@ from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from torch import Tensor, nn
 
 from .models import ResT
-from .models.checkpoint import read_state_dict
+from .safe_reading import read_state_dict
+
+
+def exit_on_user_error(main: Callable) -> Callable:
+    """Decorate a script's ``main``: a mistake of the user ends it with one sentence.
+
+    These errors become ``SystemExit(sentence)``, which prints the sentence and exits with
+    code 1:
+
+    * FileNotFoundError, wherever it is raised;
+    * ValueError, OSError and ImportError that mmrest or the script's own folder raises: a
+      wrong argument, weights that do not fit, a file that cannot be written, a package that
+      is not installed.
+
+    All others keep their traceback. So does a ValueError that PyTorch or an mm package
+    raises, because it may be a bug.
+    """
+    folders = (str(Path(__file__).parent), str(Path(main.__code__.co_filename).parent))
+
+    @functools.wraps(main)
+    def run(*args):
+        try:
+            return main(*args)
+        except (ValueError, OSError, ImportError) as error:
+            raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+            if not isinstance(error, FileNotFoundError) and not raised_in.startswith(folders):
+                raise
+            raise SystemExit(str(error)) from error
+
+    return run
 
 
 def read_config(path: str, options: Optional[dict] = None) -> Config:
-    """The config, with its scope's modules registered.
+    """Read a config and make its scope the default one.
 
-    Raises:
-        FileNotFoundError: There is no such file.
+    Args:
+        path (str): The config.
+        options (dict, optional): Values to change, as from ``--cfg-options``.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'config={path!r}: no such file')
     cfg = Config.fromfile(path)
     cfg.merge_from_dict(options or {})
-    scope = cfg.get('default_scope') or 'mmdet'
-    __import__(f'{scope}.utils', fromlist=['x']).register_all_modules(False)
-    init_default_scope(scope)
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
     return cfg
 
 
 def build_model(cfg: Config, checkpoint: Optional[Union[str, Path]] = None) -> nn.Module:
-    """The config's whole model in eval mode, its weights random without a checkpoint.
+    """Build a config's whole model in eval mode.
 
     Args:
         cfg (Config): From :func:`read_config`.
-        checkpoint (str | Path, optional): Weights of exactly this model; no code in the
-            file runs.
+        checkpoint (str | Path, optional): Weights of exactly this model. No code in the
+            file runs. Without a checkpoint, the weights are random.
 
     Raises:
-        ValueError: The file's names or shapes are not the model's.
+        ValueError: Names or shapes in the checkpoint differ from the model's.
     """
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
@@ -53,7 +81,7 @@ def build_model(cfg: Config, checkpoint: Optional[Union[str, Path]] = None) -> n
 
 
 def find_rest(model: nn.Module) -> ResT:
-    """The ResT in a model.
+    """Return the ResT in a model.
 
     Raises:
         ValueError: There is none.
@@ -65,7 +93,7 @@ def find_rest(model: nn.Module) -> ResT:
 
 
 class Logits(nn.Module):
-    """A classifier of MMPretrain as plain torch: normalised images in, logits out."""
+    """A classifier of MMPretrain as a plain module: normalised images in, logits out."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -76,8 +104,9 @@ class Logits(nn.Module):
 
 
 def example(cfg: Config, model: nn.Module, shape: Tuple[int, int], batch: int = 1) -> dict:
-    """Black images (batch, 3, H, W) as ``model(**example, mode='tensor')`` takes them."""
-    inputs = torch.zeros(batch, 3, *shape, device=next(model.parameters()).device)
+    """Make black images (batch, C, H, W) as ``model(**example, mode='tensor')`` takes them."""
+    channels = find_rest(model).in_channels
+    inputs = torch.zeros(batch, channels, *shape, device=next(model.parameters()).device)
     samples = None
     if cfg.get('default_scope') == 'mmdet':
         from mmdet.structures import DetDataSample
@@ -88,28 +117,24 @@ def example(cfg: Config, model: nn.Module, shape: Tuple[int, int], batch: int = 
 
 
 def read_image(cfg: Config, model: nn.Module, path: str) -> Tuple[np.ndarray, Tensor]:
-    """An image as the config's test pipeline makes it.
+    """Read an image with the config's test pipeline.
 
     Args:
         cfg (Config): From :func:`read_config`.
-        model (nn.Module): Its model, whose data preprocessor is used.
+        model (nn.Module): Its model. The data preprocessor is used.
         path (str): The image.
 
     Returns:
-        tuple: The picture (h, w, 3), RGB, uint8, and the model's input (1, 3, H, W), which
-        may be padded below and at the right.
-
-    Raises:
-        FileNotFoundError: There is no such image.
+        tuple: The picture (h, w, 3), RGB, uint8, and the model's input (1, C, H, W), which
+        may be padded at the bottom and at the right.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'image={path!r}: no such file')
-    steps: List[dict] = [
-        step for step in cfg.test_dataloader.dataset.pipeline
+    pipeline = Compose([
+        TRANSFORMS.build(step) for step in cfg.test_dataloader.dataset.pipeline
         if 'LoadAnnotations' not in str(step['type'])
-    ]
-    pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+    ])
     data = pipeline(dict(img_path=path, img_id=0))
     picture = data['inputs'].numpy().transpose(1, 2, 0)[..., ::-1]  # BGR -> RGB
+    if picture.shape[2] == 1:
+        picture = picture.repeat(3, axis=2)
     inputs = model.data_preprocessor(pseudo_collate([data]), False)['inputs']
     return np.ascontiguousarray(picture), inputs
