@@ -22,10 +22,10 @@ help:
 	@echo 'PYTHON names the Python that .venv is made from: make setup PYTHON=python3.12'
 
 setup:
-	@tools/setup_env.sh
+	@scripts/setup_env.sh
 
 demo: setup
-	@$(PYTHON_ENV) tools/demo.py $(ARGS)
+	@$(PYTHON_ENV) scripts/demo.py $(ARGS)
 
 # One thread a process: two that share cores wait for each other at every barrier.
 test: setup

@@ -64,7 +64,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['mmrest', 'mmrest.*']),
     package_data={'mmrest': ['py.typed']},
-    python_requires='>=3.8',
+    python_requires='>=3.10',
     install_requires=['torch'],
     extras_require={
         # OneDL's continuation of OpenMMLab, for today's torch
@@ -89,7 +89,7 @@ setup(
         ],
         # enough for the backbone alone
         'mmengine': ['onedl-mmengine==0.10.12'],
-        'demo': ['matplotlib', 'psutil', 'scikit-learn'],
+        'demo': ['matplotlib', 'scikit-learn'],
         # tools/analysis_tools, tools/deployment, safetensors
         'tools': ['grad-cam', 'onnx', 'onnxruntime', 'onnxscript', 'safetensors', 'seaborn'],
         'docs': ['furo', 'ipykernel', 'myst-parser', 'nbclient', 'nbformat', 'sphinx'],
@@ -98,6 +98,9 @@ setup(
     },
     classifiers=[
         'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     cmdclass=dict(build_py=BuildPyWithMim, develop=DevelopWithMim),

@@ -56,7 +56,7 @@ class Project:
         self.root = folder / 'a project'
         self.bin = folder / 'bin'
         self.calls_file = folder / 'calls'
-        for name in ('requirements', 'tools/setup_env.sh', 'setup.py', 'Makefile'):
+        for name in ('requirements', 'scripts/setup_env.sh', 'setup.py', 'Makefile'):
             target = self.root / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / name).is_dir():
@@ -106,7 +106,7 @@ class Project:
 
     def run(self, **variables) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [self.root / 'tools/setup_env.sh'],
+            [self.root / 'scripts/setup_env.sh'],
             cwd='/',
             env=self.environment(**variables),
             capture_output=True,
@@ -219,7 +219,7 @@ def test_foreign_environment(project):
 def test_this_python_and_compiler(project):
     """The questions that the stubs answer are put to the real ones too."""
     project.write('g++', f'#!/bin/bash\nexec {shutil.which("g++")} "$@"\n')
-    text = (project.root / 'tools/setup_env.sh').read_text()
+    text = (project.root / 'scripts/setup_env.sh').read_text()
     question = re.search(r"\"\$1\" -c '\n(.*?)\n'", text, re.S).group(1)
     this = '.'.join(map(str, sys.version_info[:2]))
     answer = subprocess.check_output([sys.executable, '-c', question, '3.9', this], text=True)
@@ -278,7 +278,7 @@ def test_second_call_starts_no_python(ready):
 
 
 @pytest.mark.parametrize(
-    'name', ['requirements/dev.txt', 'setup.py', 'tools/setup_env.sh']
+    'name', ['requirements/torch.txt', 'setup.py', 'scripts/setup_env.sh']
 )
 def test_changed_input_redoes(ready, name):
     ready.forget_calls()

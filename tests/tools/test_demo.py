@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location('demo', ROOT / 'tools/demo.py')
+spec = importlib.util.spec_from_file_location('demo', ROOT / 'scripts/demo.py')
 demo = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(demo)
 
@@ -60,7 +60,7 @@ class SlowHook(Hook):
 
 
 def start(project):
-    return subprocess.Popen([sys.executable, '-c', RUN, str(ROOT / 'tools/demo.py')],
+    return subprocess.Popen([sys.executable, '-c', RUN, str(ROOT / 'scripts/demo.py')],
                             cwd=project, text=True, stdout=subprocess.PIPE,
                             env=dict(os.environ, PYTHONPATH=str(project)),
                             start_new_session=True)

@@ -48,7 +48,7 @@ die() {
 # The place counts: a virtual environment that was moved does not work.
 fingerprint() {
   printf '%s\n' "$root"
-  cksum $requirements/*.txt setup.py tools/setup_env.sh
+  cksum $requirements/*.txt setup.py scripts/setup_env.sh
 }
 
 # Starts no Python unless PYTHON names one, so that a second call is instant.

@@ -14,6 +14,8 @@ import zipfile
 from pathlib import Path
 from typing import Dict, List, Optional
 
+from mmrest.files import write_whole
+
 ROOT = Path(__file__).resolve().parents[1]
 WORK = Path('work_dirs')
 DEMO = WORK / 'demo'
@@ -34,9 +36,7 @@ class Usage:
         so_far = self.steps.get(step, dict(seconds=0, memory=0))
         self.steps[step] = dict(
             seconds=so_far['seconds'] + seconds, memory=max(so_far['memory'], memory))
-        partial = self.path.with_suffix('.partial')
-        partial.write_text(json.dumps(self.steps))
-        partial.replace(self.path)
+        write_whole(self.path, json.dumps(self.steps).encode())
 
 
 def run(title: str, step: str, command: List[str], usage: Usage) -> None:
