@@ -1,4 +1,4 @@
-# ResNet-18 where rest_lite_digits.py has ResT-Lite, all else alike: for the benchmarks.
+# rest_lite_digits.py with ResNet-18, for the benchmarks.
 _base_ = 'rest_lite_digits.py'
 
 model = dict(

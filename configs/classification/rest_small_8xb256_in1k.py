@@ -1,7 +1,7 @@
 # 300 epochs on ImageNet-1k (section 4.1 of the paper).
 _base_ = [
-    '../_base_/rest_classifier.py', 'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
-    '../_base_/mmpretrain_runtime.py'
+    '../_base_/models/rest_classifier.py',
+    'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py', '../_base_/runtime/mmpretrain.py'
 ]
 
 batch_size = 256  # on each of 8 GPUs

@@ -1,5 +1,5 @@
-# ResNet-18 where rest_lite_fpn_digits.py has ResT-Lite, all else alike, so from the backbone
-# that configs/classification/resnet18_digits.py trains; nothing frozen, as in ResT.
+# rest_lite_fpn_digits.py with ResNet-18, for the benchmarks: from the backbone that
+# ../classification/resnet18_digits.py trains, and nothing frozen, as in ResT.
 _base_ = 'rest_lite_fpn_digits.py'
 
 model = dict(

@@ -1,20 +1,21 @@
-# Mask R-CNN on handwritten digits, from the backbone that
-# configs/classification/rest_lite_digits.py trains: see tools/demo.py.
-_base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', '../_base_/digits_detection.py']
+# Mask R-CNN on handwritten digits, from the backbone that ../classification/rest_lite_digits.py
+# trains: see scripts/demo.py.
+_base_ = [
+    '../_base_/models/mask_rcnn.py', '../_base_/datasets/digits_detection.py',
+    '../_base_/schedules/digits.py', '../_base_/runtime/mmdet_iters.py'
+]
 
-# Boxes and masks are refined without regard to class: ten digits share what little training
-# there is. One sample a bin and few proposals are enough for images this small.
+# Boxes and masks are regressed without regard to class, so that the ten digits share the little
+# training there is. One sample a bin and few proposals are enough for images this small.
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='ResT',
         arch='lite',
         drop_path_rate=0.,
         init_cfg=dict(
             type='Pretrained',
             checkpoint='work_dirs/rest_lite_digits/iter_1100.pth',
             prefix='backbone.')),
-    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64),
+    neck=dict(out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1)),

@@ -1,7 +1,9 @@
-# The recipe is PoolFormer's (CVPR 2022), which Semantic FPN is compared by.
+# PoolFormer's recipe (CVPR 2022), the usual one to compare backbones in Semantic FPN.
 _base_ = [
-    '../_base_/semantic_fpn.py', '../_base_/ade20k_512x512.py', '../_base_/mmseg_runtime.py'
+    '../_base_/models/semantic_fpn.py', '../_base_/datasets/ade20k_512x512.py',
+    '../_base_/runtime/mmseg.py'
 ]
+
 max_iters = 40000
 lr = 2e-4  # for a batch of 32 images
 

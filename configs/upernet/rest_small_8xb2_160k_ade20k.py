@@ -1,6 +1,10 @@
-# The recipe is Swin Transformer's (ICCV 2021), which UPerNet is compared by.
-_base_ = ['../_base_/upernet.py', '../_base_/ade20k_512x512.py', '../_base_/mmseg_runtime.py']
-batch_size = 2  # of one GPU
+# Swin Transformer's recipe (ICCV 2021), the usual one to compare backbones in UPerNet.
+_base_ = [
+    '../_base_/models/upernet.py', '../_base_/datasets/ade20k_512x512.py',
+    '../_base_/runtime/mmseg.py'
+]
+
+batch_size = 2  # on each GPU
 max_iters = 160000
 lr = 6e-5  # for a batch of 16 images
 

@@ -1,8 +1,8 @@
-# The recipe of the paper's ablations (section 4.3), with ResT-Lite as it is: random crop and
-# flip alone, 100 epochs of SGD.
+# The recipe of the paper's ablations (section 4.3) with ResT-Lite as it is: 100 epochs of SGD,
+# random crops and flips alone.
 _base_ = [
-    '../../_base_/rest_classifier.py', 'mmpretrain::_base_/datasets/imagenet_bs32.py',
-    '../../_base_/mmpretrain_runtime.py'
+    '../../_base_/models/rest_classifier.py', 'mmpretrain::_base_/datasets/imagenet_bs32.py',
+    '../../_base_/runtime/mmpretrain.py'
 ]
 
 batch_size = 256  # on each of 8 GPUs

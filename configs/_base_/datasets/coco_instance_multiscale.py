@@ -1,5 +1,5 @@
-# COCO as the paper trains on it (section 4.2): short side 480 to 800, long side at most
-# 1333. Batch 16: 8 GPUs x 2 images.
+# COCO as the paper trains on it (section 4.2): short side 480 to 800, long side at most 1333,
+# 8 GPUs with 2 images each.
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 
 train_pipeline = [

@@ -1,7 +1,8 @@
-# MMSegmentation's runtime, for training counted in iterations. Its own files cannot be
-# named here: MMEngine looks for 'mmseg::' in a package that OneDL's fork has renamed.
+# MMSegmentation's runtime for runs that may be killed (see mmdet.py), counted in iterations.
+# A copy, because MMEngine looks for 'mmseg::' in a package 'mmsegmentation', and OneDL's fork
+# has another name.
 default_scope = 'mmseg'
-custom_imports = dict(imports=['mmrest'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmrest', 'mmrest.engine'], allow_failed_imports=False)
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
@@ -11,7 +12,11 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='WholeCheckpointHook', by_epoch=False, interval=4000, max_keep_ckpts=2),
+        type='CheckpointHook',
+        by_epoch=False,
+        interval=4000,
+        max_keep_ckpts=2,
+        backend_args=dict(backend='whole')),
     reseed=dict(type='ReseedHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'))

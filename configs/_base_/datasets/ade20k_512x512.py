@@ -1,7 +1,7 @@
 # ADE20K in crops of 512 x 512, as MMSegmentation trains on it.
 crop_size = (512, 512)
 data_root = 'data/ade/ADEChallengeData2016'
-batch_size = 4  # of one GPU
+batch_size = 4  # on each GPU
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -12,7 +12,7 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs')
 ]
-# The truth is loaded after Resize, which it does not take part in.
+# Annotations are loaded after Resize, so that they keep their own size.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),

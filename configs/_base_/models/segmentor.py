@@ -1,4 +1,4 @@
-# Semantic FPN (Kirillov et al. 2019) on ResT, for the 150 classes of ADE20K.
+# What Semantic FPN and UPerNet share: ResT on crops of 512 x 512, the 150 classes of ADE20K.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 
 model = dict(
@@ -12,13 +12,8 @@ model = dict(
         seg_pad_val=255,
         size=(512, 512)),
     backbone=dict(type='ResT', arch='small', drop_path_rate=0.1),
-    neck=dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=256, num_outs=4),
     decode_head=dict(
-        type='FPNHead',
-        in_channels=[256, 256, 256, 256],
         in_index=[0, 1, 2, 3],
-        feature_strides=[4, 8, 16, 32],
-        channels=128,
         dropout_ratio=0.1,
         num_classes=150,
         norm_cfg=norm_cfg,

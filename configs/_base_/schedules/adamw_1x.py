@@ -1,5 +1,5 @@
-# 12 epochs with AdamW (section 4.2). As in the published detection code, norms have no
-# weight decay and everything else, biases too, has.
+# 12 epochs of AdamW (section 4.2 of the paper). As in the published detection code, norms
+# have no weight decay; everything else has, biases too.
 _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 
 lr = 1e-4  # for a batch of 16 images

@@ -1,4 +1,4 @@
-# ResT as a classifier (section 3.5): average pool, then one linear layer.
+# ResT as a classifier (section 3.5 of the paper): average pooling, then one linear layer.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='ResT', arch='small', out_indices=(3, )),

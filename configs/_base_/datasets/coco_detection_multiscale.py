@@ -1,4 +1,4 @@
-# As coco_instance_multiscale.py, boxes alone.
+# coco_instance_multiscale.py without masks.
 _base_ = 'mmdet::_base_/datasets/coco_detection.py'
 
 train_pipeline = [
