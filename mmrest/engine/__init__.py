@@ -1,6 +1,6 @@
-"""What our configs train with; imported as soon as mmengine's hooks are."""
+"""Hooks and transforms for training: ``custom_imports=['mmrest.engine']`` registers them."""
+from .checkpoint import WholeCheckpointHook
 from .reseed import ReseedHook
 from .skip_unreadable import SkipUnreadable
-from .whole_checkpoint import WholeCheckpointHook
 
 __all__ = ['ReseedHook', 'SkipUnreadable', 'WholeCheckpointHook']

@@ -9,12 +9,12 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class ReseedHook(Hook):
-    """Seeds Python, NumPy and torch at each step, from the run's seed and the step alone.
+    """Seed Python, NumPy and PyTorch at each step, from the run's seed and the step alone.
 
-    MMEngine stores no state of its random number generators, so that a resumed run draws
-    other numbers (stochastic depth, proposals' samples, flips) than it would have drawn
-    uninterrupted. With this hook and ``randomness.seed`` they are the same, except for
-    those of data loading in persistent workers, which go on from the workers' start.
+    MMEngine does not save the state of the random number generators. A resumed run draws
+    other numbers (stochastic depth, sampled proposals, flips) than an uninterrupted one. With
+    this hook and ``randomness.seed``, it draws the same ones. Exception: persistent data
+    workers, which keep the state that they started with.
     """
 
     priority = 'VERY_LOW'  # after hooks that draw numbers themselves

@@ -1,0 +1,118 @@
+"""What train.py and test.py share: options, reading the config, and checks of its data."""
+import argparse
+import os
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+from annotations import fault
+from mmengine.config import Config, DictAction
+
+import mmrest.engine  # noqa: F401  for configs written by mmrest 0.1.0
+from mmrest.apis import read_config
+from mmrest.safe_reading import load_safely
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that the scripts have in common."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='a config of MMDetection, MMPretrain or MMSegmentation')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; by default the '
+                        "config's work_dir, or else ./work_dirs/<name of the config>")
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        help='values to change in the config, e.g. train_cfg.max_epochs=6')
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'),
+                        default='none', help='what has started the processes')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
+                        help='set by torch.distributed.launch')
+    return parser
+
+
+def load_config(args: argparse.Namespace, *loaders: str) -> Config:
+    """Read the config with the common options in it. Checkpoints are read safely afterwards.
+
+    Args:
+        args (Namespace): The script's arguments.
+        loaders (str): Names of the dataloaders whose data must exist.
+
+    Raises:
+        FileNotFoundError: The config does not exist, or a file or folder of its data.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    load_safely()
+    cfg = read_config(args.config, args.cfg_options)
+    missing = [path for dataset in _datasets(cfg, loaders) for path in _local_paths(dataset)
+               if not os.path.exists(path)]
+    if missing:
+        raise FileNotFoundError(
+            f'{args.config} needs {", ".join(dict.fromkeys(missing))}, which cannot be found: '
+            'put the data in place, or set data_root in the config')
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    if package_of(cfg) == 'mmpretrain':  # its own scripts set these too
+        for name in loaders:
+            if cfg.get(name):
+                cfg[name].setdefault('pin_memory', True)
+                cfg[name].setdefault('persistent_workers', cfg[name].num_workers > 0)
+                cfg[name].setdefault('collate_fn', dict(type='default_collate'))
+    return cfg
+
+
+def package_of(cfg: Config) -> str:
+    """Return 'mmdet', 'mmpretrain', 'mmseg' or another package that the config is for."""
+    kind = cfg.model.type  # a class in pure-Python configs, which have no default_scope
+    return cfg.get('default_scope') or getattr(kind, '__module__', kind).partition('.')[0]
+
+
+@contextmanager
+def explain_annotations(cfg: Config, *loaders: str) -> Iterator[None]:
+    """After an error inside the block, end with a sentence if a COCO file is at fault."""
+    try:
+        yield
+    except Exception:
+        sentence = _annotation_fault(cfg, loaders)
+        if sentence is None:
+            raise
+        traceback.print_exc()
+        raise SystemExit(sentence) from None
+
+
+def _annotation_fault(cfg, loaders):
+    for dataset in _datasets(cfg, loaders):
+        kind = dataset.get('type')
+        path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+        if getattr(kind, '__name__', kind) == 'CocoDataset' and path.is_file():
+            from mmdet.datasets import CocoDataset
+            classes = (dataset.get('metainfo') or CocoDataset.METAINFO)['classes']
+            masks = any(step.get('with_mask') for step in dataset.get('pipeline', []))
+            sentence = fault(path, classes, masks)
+            if sentence is not None:
+                return sentence
+    return None
+
+
+def _datasets(cfg, loaders):
+    """The datasets of the dataloaders. Wrappers are replaced by what they wrap."""
+    pending = [cfg[name].dataset for name in loaders if cfg.get(name)]
+    while pending:
+        dataset = pending.pop(0)
+        inner = dataset.get('datasets', [dataset['dataset']] if 'dataset' in dataset else [])
+        pending += inner
+        if not inner:
+            yield dataset
+
+
+def _local_paths(dataset):
+    """The files and folders of a dataset, unless they are on another storage."""
+    storage = dataset.get('backend_args') or dataset.get('file_client_args') or {}
+    if storage.get('backend', 'local') != 'local':
+        return
+    root = dataset.get('data_root') or ''
+    prefix = dataset.get('data_prefix') or ''
+    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+    for part in [dataset.get('ann_file'), *prefixes]:
+        if isinstance(root, str) and isinstance(part, str):
+            path = os.path.join(root, part)
+            if path and '://' not in path:
+                yield path
