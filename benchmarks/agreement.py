@@ -1,47 +1,44 @@
-"""mmrest held against the published formulation, before anything is measured."""
+"""Compares mmrest with the port of the published model before anything is measured."""
 import torch
 
-from benchmarks.models import REST
-from benchmarks.published import PublishedResT
+from benchmarks.published import PublishedResT, published_names
 from mmrest import ResT
 
-# Height and width: of Small so large that its attention takes more than one block.
+# Image height and width for each arch. Small's attention takes more than one block.
 SIZES = {'lite': (72, 104), 'small': (512, 656), 'base': (72, 104), 'large': (72, 104)}
 
 
 def pair(arch):
-    """Both models with the same random weights, in eval mode."""
+    """The port and mmrest's model with the same random weights, in eval mode."""
     torch.manual_seed(0)
-    published, ours = PublishedResT(arch), ResT(arch, backend='auto')
-    state = {
-        name: torch.randn_like(value) * 0.1 + value if value.is_floating_point() else value
-        for name, value in published.state_dict().items() if 'running' not in name
-    }
-    published.load_state_dict(state, strict=False)
-    ours.load_state_dict({('norm4.' + name[5:] if name.startswith('norm.') else name): value
-                          for name, value in published.state_dict().items()})
+    ours, published = ResT(arch, backend='auto'), PublishedResT(arch)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    published.load_state_dict(published_names(ours.state_dict()))
     return published.eval(), ours.eval()
 
 
 def check(device='cpu', sizes=SIZES):
-    """Largest difference of features and of the image's gradient, relative to the largest.
+    """Compare features and the image's gradient, in float64, on a GPU in float32 too.
 
-    In float64; on a GPU in float32 too, which is what Triton's kernels take.
+    Triton's kernels take float32, but not float64.
+
+    Returns:
+        float: Largest float64 difference, relative to the largest value.
 
     Raises:
         AssertionError: They do not agree.
     """
     worst = 0.
-    dtypes = {torch.float64: 1e-6}
+    tolerances = {torch.float64: 1e-6}
     if device == 'cuda':
-        dtypes[torch.float32] = 2e-3
-    for arch in REST.values():
-        if arch not in sizes:
-            continue
+        tolerances[torch.float32] = 2e-3
+    for arch, size in sizes.items():
         models = pair(arch)
-        for dtype, tolerance in dtypes.items():
-            # Two images: of one, PyTorch's BatchNorm gives published layouts a wrong gradient.
-            image = torch.randn(2, 3, *sizes[arch], device=device, dtype=dtype)
+        for dtype, tolerance in tolerances.items():
+            # Two images: at batch 1, PyTorch's BatchNorm gives the port a wrong gradient.
+            image = torch.randn(2, 3, *size, device=device, dtype=dtype)
             outs = [run(model.to(device, dtype), image) for model in models]
             for want, got in zip(*outs):
                 largest = want.abs().max().item()
@@ -53,6 +50,7 @@ def check(device='cpu', sizes=SIZES):
 
 
 def run(model, image):
+    """Features of all stages, and the image's gradient."""
     image = image.clone().requires_grad_()
     features = model(image)
     grad, = torch.autograd.grad(sum(x.square().mean() for x in features), image)

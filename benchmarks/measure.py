@@ -1,13 +1,9 @@
-"""One measurement, in a process of its own: `python -m benchmarks.measure CASE`, CASE in JSON.
+"""One measurement in its own process: `python -m benchmarks.measure CASE`, CASE in JSON.
 
-A case names its ``kind`` (a key of KINDS), ``model``, ``device``, ``batch``, ``height``,
-``width``, ``precision`` and ``seed``, and ``part`` where the kind has parts. The last line that
-is printed is a JSON object: from each metric to the values that were measured.
-
-Seconds are of single runs after a warm-up; bytes are the growth of the peak over weights and
-input: of the resident set on a CPU, of what torch has allocated on a GPU.
+A case has a ``kind`` (a key of KINDS), ``model``, ``device``, ``batch``, ``height``,
+``width``, ``precision`` and ``seed``; some kinds need a ``part``, ``limit`` or ``iterations``
+too. The last line printed is a JSON object: for each metric, the list of its values.
 """
-import contextlib
 import json
 import os
 import re
@@ -27,7 +23,7 @@ from benchmarks.models import COMPILED, DETECTORS, REST, ROOT, backbone, detecto
 from benchmarks.published import NUM_HEADS, SR_RATIOS, attention
 from mmrest.ops import emsa_attention
 
-DIGITS = {  # the classifier, and the detector that starts from it
+DIGITS = {  # configs of the classifier, and of the detector that starts from its weights
     'Mask R-CNN ResT-Lite': ('rest_lite_digits', 'rest_lite_fpn_digits'),
     'Mask R-CNN R-18': ('resnet18_digits', 'resnet18_fpn_digits'),
 }
@@ -36,27 +32,24 @@ H200 = dict(flops=790e12, bytes=4.3e12)  # a second, in 16 bits
 
 
 def memory(field, file='/proc/self/status'):
-    """Bytes that /proc says: VmRSS is resident now, VmHWM at the peak.
+    """Bytes of a field in /proc: VmRSS is the resident memory now, VmHWM its peak."""
+    return 1024 * int(re.search(rf'^{field}:\s*(\d+) kB', Path(file).read_text(), re.M)[1])
 
-    ru_maxrss is no peak of a child: it starts at the size of its parent.
+
+def timed(step, case, max_runs=20):
+    """Seconds of single runs, and the growth of the memory's peak over weights and input.
+
+    ``step`` runs once to warm up (on a GPU three times), then for about ``limit`` seconds.
     """
-    match = re.search(rf'^{field}:\s*(\d+) kB', Path(file).read_text(), re.MULTILINE)
-    if match is None:
-        raise RuntimeError(f'{file} has no {field}')
-    return int(match[1]) * 1024
-
-
-def timed(step, device, limit, max_runs=20):
-    """Run ``step`` once (on a GPU three times) to warm up, then for about ``limit`` seconds."""
-    cuda = device == 'cuda'
+    cuda = case['device'] == 'cuda'
     base = torch.cuda.memory_allocated() if cuda else memory('VmRSS')
     for _ in range(3 if cuda else 1):
         step()
     if cuda:
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()  # compiling and tuning are not part of it
+        torch.cuda.reset_peak_memory_stats()  # compiling and tuning do not count
     seconds = []
-    while len(seconds) < max_runs and sum(seconds) < limit:
+    while len(seconds) < max_runs and sum(seconds) < case['limit']:
         start = time.perf_counter()
         step()
         if cuda:
@@ -91,7 +84,7 @@ def inference_step(case):
 def training_step(case):
     """Forward, backward from a gradient of ones at every stage, and a step of AdamW."""
     model = backbone(case['model']).to(case['device'])
-    model.train()  # returns nothing where Swin is
+    model.train()  # Swin's returns None
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     image = images(case)
 
@@ -126,13 +119,48 @@ def detector_step(case):
     return step
 
 
-def count(case):
-    """Parameters, and the multiply-adds of one image by torch's own counter, 2 FLOPs each.
+def operator_sizes(case):
+    """B, h, N, M, d of the attention in a stage of ResT-Small."""
+    stage = int(case['part'].split()[-1])
+    s = SR_RATIOS[stage - 1]
+    H, W = (-(-case[side] // 2**(stage + 1)) for side in ('height', 'width'))
+    return case['batch'], NUM_HEADS[stage - 1], H * W, -(-H // s) * -(-W // s), 64
 
-    Nothing is computed (the meta device). ResT's equations as they stand are counted, whatever
-    a backend repeats.
+
+def operator_step(case):
+    """Forward and backward of the attention alone."""
+    B, h, N, M, d = operator_sizes(case)
+    options = dict(device=case['device'], dtype=getattr(torch, case['precision']))
+    q = torch.randn(B, N, h, d, **options).transpose(1, 2)
+    k, v = torch.randn(2, B, M, h, d, **options).transpose(2, 3).unbind()
+    mix, bias = torch.randn(h, h, **options), torch.zeros(h, **options)
+    inputs = [x.requires_grad_() for x in (q, k, v, mix, bias)]
+    function = emsa_attention if case['model'] in REST else attention
+    if case['model'].endswith(COMPILED):
+        function = torch.compile(function)
+
+    def step():
+        out = function(*inputs)
+        torch.autograd.grad(out, inputs, torch.ones_like(out), allow_unused=True)
+
+    return step
+
+
+def roofline(case):
+    """Seconds that an H200 needs for the seven products, or to move each tensor once."""
+    B, h, N, M, d = operator_sizes(case)
+    products = 7 * 2 * B * h * N * M * d / H200['flops']
+    moved = 2 * B * h * d * (4 * N + 4 * M) / H200['bytes']
+    return max(products, moved)
+
+
+def count(case):
+    """Parameters, and the multiply-adds of one image: half of what torch's counter says.
+
+    The model is on the meta device, so nothing is computed. ResT runs its reference backend:
+    the other backends repeat some products.
     """
-    name = case['model'].replace(', compiled', '')
+    name = case['model'].replace(COMPILED, '')
     model = backbone(name, backend='reference').to('meta')  # in train mode: eval fuses MHA
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -141,25 +169,26 @@ def count(case):
     return dict(parameters=[parameters], multiply_adds=[counter.get_total_flops() // 2])
 
 
-def inference(case):
-    return {**timed(inference_step(case), case['device'], case['limit']), **count(case)}
+STEPS = dict(inference=inference_step, training=training_step, detector=detector_step,
+             operator=operator_step)
 
 
-def training(case):
-    return {**timed(training_step(case), case['device'], case['limit']), **count(case)}
-
-
-def growth(case):
-    step = {'inference': inference_step, 'training': training_step}[case['part']](case)
-    return timed(step, case['device'], case['limit'])
-
-
-def detector_training(case):
-    return timed(detector_step(case), case['device'], case['limit'])
+def steps(case):
+    """Times and memory of repeated steps."""
+    kind = case['kind']
+    found = timed(STEPS[case['part'] if kind == 'growth' else kind](case), case)
+    if case['device'] == 'cpu' and case['model'].endswith(COMPILED):
+        del found['bytes']  # includes the compiler's
+    if kind in ('inference', 'training'):
+        found.update(count(case))
+    if kind == 'operator' and case['device'] == 'cuda' and (
+            'H200' in torch.cuda.get_device_name()):
+        found['roofline_seconds'] = [roofline(case)]
+    return found
 
 
 def first_step(case):
-    """From ``started`` (time.time() before this process) to the end of a training step."""
+    """Seconds from ``started`` (before this process) to the end of a training step."""
     step = (detector_step if case['model'] in DETECTORS else training_step)(case)
     step()
     if case['device'] == 'cuda':
@@ -167,123 +196,78 @@ def first_step(case):
     return dict(seconds=[time.time() - case['started']])
 
 
-def operator(case):
-    """Forward and backward of the attention alone, as a stage of ResT-Small calls it."""
-    stage = int(case['part'].split()[-1])
-    h, sr = NUM_HEADS[stage - 1], SR_RATIOS[stage - 1]
-    H, W = (-(-case[side] // 2**(stage + 1)) for side in ('height', 'width'))
-    B, N, M, d = case['batch'], H * W, -(-H // sr) * -(-W // sr), 64
-    options = dict(device=case['device'], dtype=getattr(torch, case['precision']))
-    q = torch.randn(B, N, h, d, **options).transpose(1, 2)
-    k, v = torch.randn(2, B, M, h, d, **options).transpose(2, 3).unbind()
-    mix, bias = torch.randn(h, h, **options), torch.zeros(h, **options)
-    inputs = [x.requires_grad_() for x in (q, k, v, mix, bias)]
-    function = torch.compile(attention) if case['model'] in COMPILED else attention
-
-    def step():
-        if case['model'] in REST:
-            out = emsa_attention(*inputs)
-        else:
-            out = function(*inputs[:3], inputs[3][:, :, None, None], inputs[4])
-        torch.autograd.grad(out, inputs, torch.ones_like(out), allow_unused=True)
-
-    found = timed(step, case['device'], case['limit'])
-    if case['device'] == 'cuda' and 'H200' in torch.cuda.get_device_name():
-        # Seven products of N M d a head; every input, output and gradient moved once.
-        products = 7 * 2 * B * h * N * M * d / H200['flops']
-        moved = 2 * B * h * d * (4 * N + 4 * M) / H200['bytes']
-        found['roofline_seconds'] = [max(products, moved)]
-    return found
-
-
 def run_tool(script, *args, cwd):
-    """Run one of tools/; returns seconds and the process's peak of resident memory."""
+    """Run a script of tools/. Returns seconds and the process's peak of resident bytes."""
     command = [sys.executable, str(ROOT / 'tools' / script), *map(str, args)]
-    start, peak = time.monotonic(), 0
+    start = time.monotonic()
     with tempfile.TemporaryFile('w+') as log:
         process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT)
-        while process.poll() is None:
-            # The process may end between the question and the answer.
-            with contextlib.suppress(OSError, RuntimeError):
-                peak = max(peak, memory('VmHWM', f'/proc/{process.pid}/status'))
-            time.sleep(0.2)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             log.seek(0)
             raise RuntimeError(f'tools/{script}: ' + log.read().splitlines()[-1])
-    return time.monotonic() - start, peak
+    return time.monotonic() - start, 1024 * usage.ru_maxrss
 
 
-def link_digits(folder):
-    """The digits' data at data/digits of ``folder``, drawn first where there is none."""
+def train(config, folder, options, case):
+    """Train a config on digits in ``folder``. Returns what :func:`run_tool` does."""
     if not (ROOT / 'data/digits').exists():
         run_tool('dataset_converters/digits_to_coco.py', 'data/digits', cwd=ROOT)
+    folder.mkdir()
     (folder / 'data').symlink_to(ROOT / 'data')
+    options = [*options, f"randomness.seed={case['seed']}"]
+    if 'iterations' in case:
+        options.append(f"train_cfg.max_iters={case['iterations']}")
+    return run_tool('train.py', ROOT / 'configs' / config, '--work-dir', 'out',
+                    '--cfg-options', *options, cwd=folder)
 
 
-def scalars(folder, key):
-    """What a training logged under ``key``, in order."""
-    file, = folder.glob('*/vis_data/scalars.json')
-    records = [json.loads(line) for line in file.read_text().splitlines()]
-    return [record for record in records if key in record]
+def logged(folder, key):
+    """The records of a training's log that have ``key``: 'loss', or a metric of validation."""
+    file, = folder.glob('out/*/vis_data/scalars.json')
+    return [record for record in map(json.loads, file.read_text().splitlines())
+            if key in record]
 
 
 def loading(case):
     """Share of an iteration that training on digits waits for data, as mmengine logs it."""
-    iterations = case['iterations']
-    config = ROOT / f"configs/mask_rcnn/{DIGITS[case['model']][1]}.py"
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        link_digits(folder)
-        run_tool('train.py', config, '--work-dir', 'out', '--cfg-options',
-                 f'train_cfg.max_iters={iterations}', 'train_cfg.val_interval=1000000',
-                 'default_hooks.logger.interval=10', 'model.backbone.init_cfg=None',
-                 f"randomness.seed={case['seed']}", cwd=folder)
-        records = scalars(folder / 'out', 'data_time')
-    records = records[1:] or records  # the first ten wait for the workers to start
+        detector = Path(folder) / 'detector'
+        train(f"mask_rcnn/{DIGITS[case['model']][1]}.py", detector,
+              ['default_hooks.logger.interval=10', 'model.backbone.init_cfg=None'], case)
+        records = logged(detector, 'loss')[1:]  # the first waits for the workers to start
     return dict(data_share=[record['data_time'] / record['time'] for record in records],
                 seconds=[record['time'] for record in records])
 
 
 def digits(case):
-    """The demo: a classifier of digits, Mask R-CNN from it, and a test on digits held out."""
-    classifier, last = DIGITS[case['model']]
-    seed = f"randomness.seed={case['seed']}"
-    iterations = case.get('iterations', 1100)
-    cut = [f'train_cfg.max_iters={iterations}'] if 'iterations' in case else []
+    """The demo's trainings: a classifier of digits, then Mask R-CNN from its weights."""
+    first, second = DIGITS[case['model']]
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        link_digits(folder)
-        config = ROOT / f'configs/classification/{classifier}.py'
-        classifier_seconds, _ = run_tool(
-            'train.py', config, '--cfg-options', seed, *cut, cwd=folder)
-        checkpoint = f'work_dirs/{classifier}/iter_{iterations}.pth'
-        start = [f'model.backbone.init_cfg.checkpoint={checkpoint}']
-        config = ROOT / f'configs/mask_rcnn/{last}.py'
-        detector_seconds, peak = run_tool(
-            'train.py', config, '--cfg-options', seed, *cut, *start, cwd=folder)
-        times = [r['time'] for r in scalars(folder / f'work_dirs/{last}', 'data_time')]
-        run_tool('test.py', config, f'work_dirs/{last}/iter_{iterations}.pth', '--work-dir',
-                 'test', '--cfg-options', *start, cwd=folder)
-        file, = (folder / 'test').glob('*/*.json')
-        metrics = json.loads(file.read_text())
-        top1 = scalars(folder / f'work_dirs/{classifier}', 'accuracy/top1')
-    found = dict(
-        box_ap=[metrics['coco/bbox_mAP']], mask_ap=[metrics['coco/segm_mAP']],
-        classifier_seconds=[classifier_seconds], detector_seconds=[detector_seconds],
-        seconds=[statistics.median(times)], process_bytes=[peak])
-    return dict(found, top1=[top1[-1]['accuracy/top1']]) if top1 else found
+        classifier, detector = Path(folder) / 'classifier', Path(folder) / 'detector'
+        classifier_seconds, _ = train(f'classification/{first}.py', classifier, [], case)
+        weights = (classifier / 'out/last_checkpoint').read_text()
+        detector_seconds, peak = train(
+            f'mask_rcnn/{second}.py', detector,
+            [f'model.backbone.init_cfg.checkpoint={weights}'], case)
+        metrics = {**logged(classifier, 'accuracy/top1')[-1],
+                   **logged(detector, 'coco/bbox_mAP')[-1]}
+        seconds = statistics.median(r['time'] for r in logged(detector, 'loss'))
+    return dict(
+        top1=[metrics['accuracy/top1']], box_ap=[metrics['coco/bbox_mAP']],
+        mask_ap=[metrics['coco/segm_mAP']], classifier_seconds=[classifier_seconds],
+        detector_seconds=[detector_seconds], seconds=[seconds], process_bytes=[peak])
 
 
-KINDS = dict(
-    inference=inference, training=training, growth=growth, detector=detector_training,
-    operator=operator, loading=loading, first_step=first_step, digits=digits)
+KINDS = dict(inference=steps, training=steps, growth=steps, detector=steps, operator=steps,
+             first_step=first_step, loading=loading, digits=digits)
 
 
 def bound_memory():
-    """Make what does not fit an error of this process, not the end of others."""
+    """Let an allocation that does not fit fail here instead of killing other processes."""
     Path('/proc/self/oom_score_adj').write_text('1000')
-    available = memory('MemAvailable', '/proc/meminfo')
-    limit = memory('VmSize') + int(0.9 * available)
+    limit = memory('VmSize') + int(0.9 * memory('MemAvailable', '/proc/meminfo'))
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks build: ResT, its published port, and its peers as mmdet's configs say."""
+"""The models that the benchmarks compare: ResT, the port of the published code, and others."""
 from pathlib import Path
 
 import torch
@@ -11,7 +11,6 @@ from mmrest import ResT
 ROOT = Path(__file__).resolve().parents[1]
 REST = {'ResT-Lite': 'lite', 'ResT-Small': 'small', 'ResT-Base': 'base', 'ResT-Large': 'large'}
 PUBLISHED = {f'{name}, published': arch for name, arch in REST.items()}
-COMPILED = {f'{name}, compiled': arch for name, arch in PUBLISHED.items()}
 PEERS = {
     'PVT-T': 'mmdet::pvt/retinanet_pvt-t_fpn_1x_coco.py',
     'PVT-S': 'mmdet::pvt/retinanet_pvt-s_fpn_1x_coco.py',
@@ -27,56 +26,44 @@ DETECTORS = {
     'RetinaNet ResT-Small': 'mmrest::retinanet/rest_small_fpn_1x_coco.py',
     'RetinaNet R-50': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
 }
+COMPILED = ', compiled'  # after the name of any backbone: torch.compile of it
 
 
 def backbone(name: str, backend: str = 'auto') -> nn.Module:
-    """A backbone that returns four stages, with random weights, all of them trained.
+    """A backbone with random weights that returns four stages and trains all its parameters.
 
-    Without stochastic depth, which the published port does not have.
+    It has no stochastic depth, because the port of the published code has none.
 
     Args:
-        name (str): A key of REST, PUBLISHED, COMPILED or PEERS.
-        backend (str): Of ResT's attention.
-
-    Raises:
-        ValueError: The name is none of these.
+        name (str): A key of REST, PUBLISHED or PEERS, with COMPILED at its end or not.
+        backend (str): Computes ResT's attention.
     """
+    if name.endswith(COMPILED):
+        return torch.compile(backbone(name[:-len(COMPILED)], backend))
     if name in REST:
         return ResT(REST[name], drop_path_rate=0., backend=backend)
     if name in PUBLISHED:
         return PublishedResT(PUBLISHED[name])
-    if name in COMPILED:
-        return torch.compile(PublishedResT(COMPILED[name]))
-    if name not in PEERS:
-        raise ValueError(f'model={name!r} must be one of '
-                         f'{[*REST, *PUBLISHED, *COMPILED, *PEERS]}')
-    from mmdet.registry import MODELS
-    from mmdet.utils import register_all_modules
-    register_all_modules()
     cfg = get_config(PEERS[name]).model.backbone
-    cfg.pop('init_cfg')  # ImageNet weights, to be downloaded
+    cfg.pop('init_cfg')  # downloads ImageNet weights
     if cfg.type == 'ResNet':
         cfg.update(frozen_stages=-1, norm_eval=False)
     else:
         cfg.update(drop_path_rate=0.)
-    model = MODELS.build(cfg)
-    model.init_weights()
-    return model
+    return build(cfg)
 
 
 def detector(name: str) -> nn.Module:
-    """A detector of DETECTORS as its config ships it, but with a random backbone.
+    """A detector of DETECTORS as its config has it, but with random weights."""
+    cfg = get_config(DETECTORS[name]).model
+    cfg.backbone.pop('init_cfg', None)
+    return build(cfg)
 
-    Raises:
-        ValueError: The name is not in DETECTORS.
-    """
-    if name not in DETECTORS:
-        raise ValueError(f'model={name!r} must be one of {[*DETECTORS]}')
+
+def build(cfg) -> nn.Module:
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
     register_all_modules()
-    cfg = get_config(DETECTORS[name]).model
-    cfg.backbone.pop('init_cfg', None)
     model = MODELS.build(cfg)
     model.init_weights()
     return model

@@ -1,9 +1,11 @@
-"""The format of every result: one row a metric, in CSV."""
+"""The CSV files of results: a row for each case and metric."""
 import csv
-import math
+import io
 import statistics
 
-# What a case is, what was found (blank where it failed: status says why), and where.
+from mmrest.files import write_whole
+
+# The case, what was measured (empty where it failed: status says why), where and with what.
 CASE = ('kind', 'part', 'model', 'device', 'batch', 'height', 'width', 'precision', 'seed')
 FOUND = ('metric', 'unit', 'median', 'min', 'max', 'runs', 'processes', 'status')
 WHERE = ('date', 'commit', 'machine', 'python', 'torch', 'mmengine', 'mmcv', 'mmdet', 'mmrest')
@@ -18,64 +20,40 @@ def make(selection, case, where, found, processes, failure=None):
     """Rows of one case.
 
     Args:
-        selection (str): What it was measured for: 'cpu', 'long' or 'gpu'.
+        selection (str): 'cpu', 'long' or 'gpu'.
         case (dict): See :mod:`benchmarks.measure`.
         where (dict): A value for each of WHERE.
-        found (dict[str, list[float]]): Every value of each metric.
-        processes (int): How many processes gave them.
-        failure (str, optional): Why there is no more; it gets a row of its own.
+        found (dict[str, list[float]]): All values of each metric.
+        processes (int): Number of processes that measured.
+        failure (str, optional): Error of the last process. It gets a row with an empty metric.
     """
-    base = dict({key: case.get(key, '') for key in CASE}, selection=selection, **where)
+    base = dict({key: case[key] for key in CASE}, selection=selection, processes=processes,
+                **where)
     rows = [
         dict(base, metric=metric, unit=UNITS[metric], median=statistics.median(values),
-             min=min(values), max=max(values), runs=len(values), processes=processes,
-             status='ok') for metric, values in found.items()
+             min=min(values), max=max(values), runs=len(values), status='ok')
+        for metric, values in found.items()
     ]
     if failure is not None:
-        rows.append(dict(base, metric='', unit='', median='', min='', max='', runs=0,
-                         processes=processes, status=' '.join(failure.split())[:300]))
+        rows.append(dict(base, runs=0, status=' '.join(failure.split())[:300]))
     return rows
 
 
 def write(path, rows):
-    """Write all rows, or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.partial')
-    with partial.open('w', newline='') as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+    file = io.StringIO(newline='')
+    writer = csv.DictWriter(file, FIELDS, restval='', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, file.getvalue().encode())
 
 
 def read(path):
-    """Rows of a file, numbers as numbers.
-
-    Raises:
-        ValueError: The file has other columns than FIELDS.
-    """
+    """The rows of a file, with numbers as numbers."""
     with path.open(newline='') as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != FIELDS:
-            raise ValueError(f'{path} has the columns {reader.fieldnames}, not {FIELDS}')
-        rows = list(reader)
+        rows = list(csv.DictReader(file))
     for row in rows:
-        for key in ('batch', 'height', 'width', 'seed', 'runs', 'processes'):
-            row[key] = int(row[key]) if row[key] else ''
-        for key in ('median', 'min', 'max'):
-            row[key] = float(row[key]) if row[key] else ''
+        for keys, number in (
+                (('batch', 'height', 'width', 'seed', 'runs', 'processes'), int),
+                (('median', 'min', 'max'), float)):
+            row.update({key: number(row[key]) for key in keys if row[key]})
     return rows
-
-
-def exponent(xs, ys):
-    """Slope of the line through the logarithms, by least squares.
-
-    Raises:
-        ValueError: Fewer than two points, or one not above 0.
-    """
-    if len(xs) != len(ys) or len(set(xs)) < 2 or min([*xs, *ys]) <= 0:
-        raise ValueError(f'no line through the logarithms of {list(xs)} and {list(ys)}')
-    x, y = ([math.log(value) for value in values] for values in (xs, ys))
-    x_mean, y_mean = statistics.mean(x), statistics.mean(y)
-    return sum((a - x_mean) * (b - y_mean) for a, b in zip(x, y)) / sum(
-        (a - x_mean)**2 for a in x)

@@ -1,13 +1,13 @@
-"""Time and memory of mmrest beside the published model and its peers in mmdet.
+"""Measure time and memory of mmrest, the port of the published model and mmdet's backbones.
 
     python benchmarks/run.py --select cpu  # a quarter of an hour on two cores
-    python benchmarks/run.py --select all  # the same, and what takes longer on a CPU
+    python benchmarks/run.py --select all  # the same, and what takes longer on a CPU (hours)
     python benchmarks/run.py --select gpu  # what needs an NVIDIA GPU
-    python benchmarks/run.py --page        # docs/benchmarks.md and its chart, from old rows
+    python benchmarks/run.py --page        # fill in docs/benchmarks.md again, measure nothing
 
-First mmrest is held against the published model: nothing is printed or written while they
-disagree. Then every measurement is a process of its own, competitors by turns. Rows go to
-benchmarks/results/ as they come, and the page is written from them.
+If mmrest and the port disagree, nothing is measured. Each measurement is a process of its own,
+and the models of a table take turns. Rows are written to benchmarks/results/ after each turn,
+the tables and the chart of docs/benchmarks.md at the end.
 """
 import argparse
 import json
@@ -33,7 +33,7 @@ TIMEOUT = 7200  # seconds of one process
 
 
 class Group(NamedTuple):
-    """Competitors at one task; the page compares all with the first of them."""
+    """The models of one table. Ratios are to the first."""
     models: Tuple[str, ...]
     case: dict
     rounds: int = 3
@@ -48,22 +48,24 @@ def group(kind, models, batch, height, width, device='cpu', precision='float32',
 
 def growth(models, part, device='cpu', precision='float32', limit=2., rounds=2):
     return [group('growth', models, 1, side, side, device, precision, part, rounds, limit=limit)
-            for side in (256, 512, 1024, 2048)]
+            for side in page.SIDES]
 
 
+OURS = ('ResT-Small', 'ResT-Small, compiled')
 RIVALS = ('PVT-T', 'PVTv2-B1', 'Swin-T')
-SMALL = ('ResT-Small', 'ResT-Lite', *RIVALS, 'R-18', 'R-50')
+RESNETS = ('R-18', 'R-50')
+SMALL = ('ResT-Small', 'ResT-Lite', *RIVALS, *RESNETS)
 BASE = ('ResT-Base', 'ResT-Large', 'PVT-S', 'PVTv2-B2', 'Swin-T', 'R-50')
 PORT = 'ResT-Small, published'
 MASK = ('Mask R-CNN ResT-Small', 'Mask R-CNN R-50')
 RETINA = ('RetinaNet ResT-Small', 'RetinaNet R-50')
 DEMO = ('Mask R-CNN ResT-Lite', 'Mask R-CNN R-18')
 
-# In the order of importance: what comes first gets its further rounds first.
+# The most important first: with little time left, the last groups lose their further rounds.
 CPU = [
-    group('training', ('ResT-Small', *RIVALS), 1, 800, 1344, limit=8.),
+    group('training', (*OURS, *RIVALS), 1, 800, 1344, limit=8.),
     group('detector', MASK, 1, 800, 1344, limit=1.),
-    group('inference', (*SMALL, PORT), 1, 800, 1344, limit=2.),
+    group('inference', (*OURS, *SMALL[1:], PORT), 1, 800, 1344, limit=2.),
     group('training', SMALL, 4, 224, 224, limit=2.),
     group('inference', SMALL, 4, 224, 224, limit=2.),
     *growth(('ResT-Small', ), 'inference'),
@@ -71,7 +73,7 @@ CPU = [
     group('loading', DEMO[:1], 8, 128, 128, rounds=1, iterations=40),
 ]
 LONG = [
-    group('training', (*SMALL[:2], PORT, *SMALL[-2:]), 1, 800, 1344, limit=5.),
+    group('training', (*SMALL[:2], PORT, *RESNETS), 1, 800, 1344, limit=5.),
     group('training', BASE, 1, 800, 1344, limit=5.),
     group('inference', BASE, 1, 800, 1344, limit=5.),
     group('training', BASE, 4, 224, 224, limit=5.),
@@ -83,7 +85,7 @@ LONG = [
 ]
 CUDA = dict(device='cuda', precision='bfloat16')
 PORTS = (PORT, f'{PORT}, compiled')
-EVERY = (*SMALL, *BASE[:-2], *PORTS)
+EVERY = (*OURS, *SMALL[1:], *BASE[:-2], *PORTS)
 GPU = [
     *(group('operator', ('ResT-Small', *PORTS), 8, 800, 1344, part=f'stage {stage}', limit=2.,
             **CUDA) for stage in (2, 3, 4)),
@@ -99,18 +101,18 @@ GPU = [
 ]
 PLAN = dict(cpu=CPU, long=LONG, gpu=GPU)
 SELECTIONS = dict(cpu=('cpu', ), all=('cpu', 'long'), gpu=('gpu', ))
-MINUTES = dict(cpu=13)  # what would end later than that, by its last round, is not begun
+MINUTES = dict(cpu=13)  # a turn starts only if its last one, repeated, would end by then
 
 
 def measure_apart(case):
-    """What :mod:`benchmarks.measure` finds in a process of its own.
+    """Run :mod:`benchmarks.measure` in a process of its own.
 
     Returns:
-        tuple[dict, str | None]: The metrics, and how it failed where it did.
+        tuple[dict, str | None]: The metrics, and the error if there was one.
     """
     with tempfile.TemporaryDirectory() as cache:
         env = dict(os.environ)
-        if case['kind'] == 'first_step':  # compiling is part of it
+        if case['kind'] == 'first_step':  # which includes compiling
             env.update(TRITON_CACHE_DIR=cache, TORCHINDUCTOR_CACHE_DIR=cache)
         case = dict(case, started=time.time())
         command = [sys.executable, '-m', 'benchmarks.measure', json.dumps(case)]
@@ -128,9 +130,8 @@ def measure_apart(case):
 
 
 def run(selection, groups, path, where, minutes=None):
-    """Measure all groups by rounds, and write the rows to ``path`` after each group's turn."""
-    found, processes, failures = {}, {}, {}
-    duration = {}
+    """Measure all groups in rounds, and write all rows to ``path`` after each group's turn."""
+    found, processes, failures, duration = {}, {}, {}, {}
     start = time.monotonic()
     for number in range(max(group.rounds for group in groups)):
         for index, (models, task, rounds) in enumerate(groups):
@@ -149,11 +150,11 @@ def run(selection, groups, path, where, minutes=None):
                 processes[key] = processes.get(key, 0) + 1
                 if failure is not None:
                     failures[key] = failure
-                said = failure or ', '.join(
+                result = failure or ', '.join(
                     f'{metric} {values[-1]:.4g}' for metric, values in metrics.items())
                 print(f"{time.monotonic() - start:6.0f} s  round {number + 1}  {task['kind']} "
                       f"{task['part']} {task['batch']}x{task['height']}x{task['width']} "
-                      f'{model}: {said}', flush=True)
+                      f'{model}: {result}', flush=True)
             duration[index] = time.monotonic() - begin
             rows.write(path, [
                 row for i, model in processes for row in rows.make(
@@ -181,7 +182,7 @@ def cpu_name():
 
 
 def commit():
-    """The commit that is measured, with a + where the code differs from it."""
+    """The commit that is measured, with a + if the code differs from it."""
     def git(*args):
         return subprocess.run(['git', *args], cwd=ROOT, text=True, stdout=subprocess.PIPE,
                               stderr=subprocess.DEVNULL)
@@ -207,12 +208,12 @@ def main():
         from benchmarks.agreement import check
         device = 'cuda' if args.select == 'gpu' else 'cpu'
         if device == 'cuda' and not torch.cuda.is_available():
-            raise SystemExit('--select gpu: torch sees no CUDA device here')
+            raise SystemExit('--select gpu: PyTorch finds no CUDA device')
         error = check(device)
         where = whereabouts(device)
         print(f"{where['machine']}; torch {where['torch']}, Python {where['python']}; commit "
-              f"{where['commit']}, {where['date']}\nfloat64 features and gradients against the "
-              f'published model: at most {error:.1e} off, relative to the largest', flush=True)
+              f"{where['commit']}, {where['date']}\nfloat64 features and gradients differ from "
+              f'the published model by at most {error:.1e} of the largest value', flush=True)
         for selection in SELECTIONS[args.select]:
             run(selection, PLAN[selection], RESULTS / f'{selection}.csv', where,
                 MINUTES.get(selection))
