@@ -22,7 +22,8 @@ class WholeFiles(LocalBackend):
     def put(self, obj: bytes, filepath: str) -> None:
         outdated, WholeFiles.outdated = WholeFiles.outdated, []
         write_whole(filepath, obj)
-        for path in outdated:
+        leftovers = Path(filepath).parent.glob('*.pth.partial')  # of a run that was killed
+        for path in [*outdated, *leftovers]:
             Path(path).unlink(missing_ok=True)
 
     def remove(self, filepath: str) -> None:

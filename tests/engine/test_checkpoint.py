@@ -88,6 +88,12 @@ def test_after_an_error_nothing_is_removed_later(tmp_path, monkeypatch):
     assert names(tmp_path / 'a') == ['epoch_1.pth', 'last_checkpoint']
 
 
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    (tmp_path / 'epoch_9.pth.partial').write_bytes(b'half')
+    saved(tmp_path, 1)
+    assert names(tmp_path) == ['epoch_1.pth', 'last_checkpoint']
+
+
 def test_without_max_keep_ckpts_all_are_kept(tmp_path):
     saved(tmp_path, 3)
     assert names(tmp_path) == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth', 'last_checkpoint']

@@ -85,7 +85,7 @@ def test_another_image_takes_the_place_of_a_broken_one(kind, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger='mmengine'):
         sample = data[0]['data_samples']
     assert sample.img_path != str(path)
-    assert data.pipeline.transforms[0].left_out == {str(path)}
+    assert data.pipeline.transforms[0].skipped == {str(path)}
     data.pipeline.transforms[0].at_most = 0
     with pytest.raises(RuntimeError, match=f"img_path='{path}' cannot be read, and at_most=0"):
         data[0]
@@ -146,7 +146,7 @@ def test_broken_images_do_not_end_a_run(tmp_path, many):
         assert f"img_path='data/coco/train2017/{i}.png' cannot be read" in run.text()
     run = Run(tmp_path, config, '--work-dir', 'strict', *options,
               'train_dataloader.dataset.pipeline.0.at_most=0')
-    assert run.wait() == 1 and 'at_most=0 files may be left out' in run.text()
+    assert run.wait() == 1 and 'at_most=0 files may be skipped' in run.text()
 
 
 def test_a_run_on_odd_objects_stays_finite(tmp_path, many):
