@@ -7,9 +7,8 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .library import empty_heads, opaque
+from .library import EMSAFunction, empty_heads, opaque
 
 # Elements of one head's map in a block, for each of a CPU's threads: few enough to stay in its
 # cache between passes, enough to keep it busy. Of all heads and threads together at most MOST.
@@ -161,22 +160,13 @@ def _mix(mix: Optional[Tensor], scores: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-class Chunked(torch.autograd.Function):
-    """Takes what :func:`~mmrest.ops.emsa_attention` does, but no backend."""
+def why_not(q: Tensor) -> Optional[str]:
+    """Nothing: PyTorch runs it on any device, in any floating-point type."""
+    return None
 
-    @staticmethod
-    def forward(ctx, q, k, v, mix, bias, scale, normalize, eps):
-        out, r = chunked_forward(q, k, v, mix, scale, normalize, eps)
-        ctx.save_for_backward(out, r, q, k, v, mix, bias)
-        ctx.scale, ctx.normalize = scale, normalize
-        return out.to(v.dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        *tensors, mix, bias = ctx.saved_tensors
-        dq, dk, dv, dmix = chunked_backward(grad, *tensors, mix, ctx.scale, ctx.normalize)
-        # Softmax is blind to the bias, which still gets a gradient: DistributedDataParallel
-        # stops at parameters without.
-        dbias = None if bias is None else torch.zeros_like(bias)
-        return dq, dk, dv, None if mix is None else dmix, dbias, None, None, None
+def attention(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], bias: Optional[Tensor],
+              scale: float, normalize: bool, eps: float) -> Tensor:
+    """See :func:`~mmrest.ops.emsa_attention`."""
+    return EMSAFunction.apply(chunked_forward, chunked_backward, q, k, v, mix, bias, scale,
+                              normalize, eps)

@@ -1,8 +1,9 @@
-"""What the backends share to stand in PyTorch's graphs as one operator each."""
+"""What the backends without an N x M map share: their operators and their gradient."""
 from typing import Callable, Optional
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def opaque(name: str, fake: Callable) -> Callable:
@@ -29,3 +30,24 @@ def empty_heads(like: Tensor, dtype: Optional[torch.dtype] = None) -> Tensor:
     """An empty (B, h, N, d) whose tokens lie as linear layers want them, (B, N, h d)."""
     B, h, N, d = like.shape
     return like.new_empty((B, N, h, d), dtype=dtype).transpose(1, 2)
+
+
+class EMSAFunction(torch.autograd.Function):
+    """Attention by a backend's two operators, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, forward, backward, q, k, v, mix, bias, scale, normalize, eps):
+        out, *statistics = forward(q, k, v, mix, scale, normalize, eps)
+        ctx.save_for_backward(out, *statistics, q, k, v, mix, bias)
+        ctx.compute_gradients, ctx.scale, ctx.normalize = backward, scale, normalize
+        return out.to(v.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        *tensors, mix, bias = ctx.saved_tensors
+        dq, dk, dv, dmix = ctx.compute_gradients(grad, *tensors, mix, ctx.scale, ctx.normalize)
+        # Softmax ignores the bias. Its gradient is zero, not None: DistributedDataParallel
+        # stops at parameters without a gradient.
+        dbias = None if bias is None else torch.zeros_like(bias)
+        return (None, None, dq, dk, dv, None if mix is None else dmix, dbias, None, None, None)

@@ -5,9 +5,13 @@ import torch
 from torch import Tensor
 
 
-def reference_attention(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor],
-                        bias: Optional[Tensor], scale: float, normalize: bool,
-                        eps: float) -> Tensor:
+def why_not(q: Tensor) -> Optional[str]:
+    """Nothing: PyTorch runs it on any device."""
+    return None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], bias: Optional[Tensor],
+              scale: float, normalize: bool, eps: float) -> Tensor:
     """See :func:`~mmrest.ops.emsa_attention`."""
     attn = attention_map(q, k, mix, bias, scale)  # (B, h, N, M)
     if normalize:

@@ -11,9 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .library import opaque
+from .library import EMSAFunction, opaque
 
 MAX_WIDTH = 1024  # of h d, and 128 of d: what fits a multiprocessor's registers
 
@@ -333,20 +332,8 @@ def triton_backward(grad: Tensor, out: Tensor, squares: Tensor, lse: Tensor, r: 
     return (*(x.to(q.dtype).transpose(1, 2) for x in (dq, dk, dv)), dmix)
 
 
-class Triton(torch.autograd.Function):
-    """Takes what :func:`~mmrest.ops.emsa_attention` does, but no backend."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, mix, bias, scale, normalize, eps):
-        out, squares, lse, r = triton_forward(q, k, v, mix, scale, normalize, eps)
-        ctx.save_for_backward(out, squares, lse, r, q, k, v, mix, bias)
-        ctx.scale, ctx.normalize = scale, normalize
-        return out.to(v.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        *tensors, mix, bias = ctx.saved_tensors
-        dq, dk, dv, dmix = triton_backward(grad, *tensors, mix, ctx.scale, ctx.normalize)
-        dbias = None if bias is None else torch.zeros_like(bias)
-        return dq, dk, dv, None if mix is None else dmix, dbias, None, None, None
+def attention(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], bias: Optional[Tensor],
+              scale: float, normalize: bool, eps: float) -> Tensor:
+    """See :func:`~mmrest.ops.emsa_attention`."""
+    return EMSAFunction.apply(triton_forward, triton_backward, q, k, v, mix, bias, scale,
+                              normalize, eps)
