@@ -1,6 +1,6 @@
 """ResT (Zhang and Yang, NeurIPS 2021) for the OpenMMLab stack."""
 try:
-    import mmengine  # noqa: F401
+    from mmengine.config.utils import MODULE2PACKAGE
 except ImportError as error:
     raise ImportError(
         'mmrest needs mmengine, which is not installed: run `pip install '
@@ -9,8 +9,7 @@ except ImportError as error:
 
 from .models import EMSA, ResT
 from .version import __version__
-from .zoo import register
 
-register()
+MODULE2PACKAGE['mmrest'] = 'mmrest'  # MMEngine finds configs named 'mmrest::...'
 
 __all__ = ['EMSA', 'ResT', '__version__']

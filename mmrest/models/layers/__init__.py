@@ -1,11 +1,11 @@
-from .blockwise import by_blocks
 from .drop_path import DropPath
+from .embed import PatchEmbed, Stem
 from .emsa import EMSA
+from .ffn import FFN
 from .layout import image_to_tokens, tokens_to_image
-from .position import GroupLinear, LearnedPosition, PixelAttention
-from .stem import PVTStem, ResNetStem, Stem
+from .position import PixelAttention
 
 __all__ = [
-    'EMSA', 'DropPath', 'GroupLinear', 'LearnedPosition', 'PVTStem', 'PixelAttention',
-    'ResNetStem', 'Stem', 'by_blocks', 'image_to_tokens', 'tokens_to_image'
+    'EMSA', 'FFN', 'DropPath', 'PatchEmbed', 'PixelAttention', 'Stem', 'image_to_tokens',
+    'tokens_to_image'
 ]

@@ -3,30 +3,30 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from ...ops import check_backend, emsa_attention
-from ...ops.arguments import check_bool, check_int
+from ...ops import choose_backend, emsa_attention
 from .layout import image_to_tokens, tokens_to_image
 
 
 class EMSA(nn.Module):
     """Efficient multi-head self-attention (section 3.2 and figure 3 of the paper).
 
-    Keys and values come from an image that a depth-wise convolution has shrunk
-    ``sr_ratio`` times a side. With more than one head a 1x1 convolution mixes the
-    heads' scores and the attention map is instance-normalised; with one head both
-    are left out, as in the published code.
+    A depth-wise convolution reduces the image that keys and values come from by
+    ``sr_ratio`` on each side. With more than one head, a 1x1 convolution mixes the scores of
+    the heads, and the attention map is instance-normalised. With one head both are left
+    out, as in the published code.
 
     Args:
-        embed_dims (int): Channels C, a multiple of ``num_heads``.
-        num_heads (int): Heads h.
-        sr_ratio (int): Stride s of the reduction, whose kernel is s + 1 and padding
-            s // 2 (so that an odd s needs sides of 2 or more); 1 leaves it out.
-        mix_heads (bool): Have the 1x1 convolution over heads (table 6 leaves it out).
-        normalize (bool): Have the instance normalisation (likewise).
-        backend (str): What computes it, see :func:`~mmrest.ops.emsa_attention`.
+        embed_dims (int): Channels C.
+        num_heads (int): Heads h, a divisor of ``embed_dims``.
+        sr_ratio (int): Stride s of the reduction, with kernel size s + 1 and padding s // 2.
+            1 leaves it out.
+        mix_heads (bool): Whether to have the 1x1 convolution (an ablation of table 6).
+        normalize (bool): Whether to have the instance normalisation (likewise).
+        backend (str, optional): What computes the attention, see
+            :func:`~mmrest.ops.choose_backend`.
 
     Raises:
-        TypeError, ValueError: An argument is not of the kind or in the range above.
+        ValueError: ``num_heads`` does not divide ``embed_dims``, or there is no such backend.
         RuntimeError: The backend cannot run on this machine.
     """
 
@@ -36,19 +36,12 @@ class EMSA(nn.Module):
                  sr_ratio: int = 1,
                  mix_heads: bool = True,
                  normalize: bool = True,
-                 backend: str = 'auto'):
+                 backend: Optional[str] = None):
         super().__init__()
-        for name, value in (('embed_dims', embed_dims), ('num_heads', num_heads),
-                            ('sr_ratio', sr_ratio)):
-            check_int(name, value, 1)
-        check_bool('mix_heads', mix_heads)
-        check_bool('normalize', normalize)
-        check_backend(backend)
-        self.backend = backend
         if embed_dims % num_heads:
-            raise ValueError(
-                f'embed_dims={embed_dims} must be a multiple of num_heads={num_heads}')
+            raise ValueError(f'{embed_dims=} must be a multiple of {num_heads=}')
         self.num_heads = num_heads
+        self.backend = choose_backend(backend)
         self.q = nn.Linear(embed_dims, embed_dims)
         self.kv = nn.Linear(embed_dims, 2 * embed_dims)
         self.proj = nn.Linear(embed_dims, embed_dims)
@@ -68,16 +61,17 @@ class EMSA(nn.Module):
             self.transform_conv = nn.Conv2d(num_heads, num_heads, kernel_size=1)
 
     def forward(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
-        """Attend over tokens (B, N, C) of an image of ``hw`` = (H, W), N = H W."""
+        """Attend over the tokens (B, N, C) of an image of size ``hw`` = (H, W), N = H W.
+
+        A hook on ``transform_conv`` sees (1, h, h + 1, 1), see :meth:`mixing`, not scores.
+        """
+        q, k, v = self.project(x, hw)
         out = emsa_attention(  # (B, h, N, d)
-            *self.project(x, hw), *self.mixing(), normalize=self.normalize,
-            backend=self.backend)
+            q, k, v, *self.mixing(q), normalize=self.normalize, backend=self.backend)
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
     def project(self, x: Tensor, hw: Tuple[int, int]) -> Tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, h, N, d), and keys and values (B, h, M, d) of the shrunk image."""
-        if not torch.jit.is_tracing():  # which warns of every comparison of sizes
-            self._check(x, hw)
+        """Queries (B, h, N, d), and keys and values (B, h, M, d) of the reduced image."""
         B, N, C = x.shape
         h = self.num_heads
         q = self.q(x).view(B, N, h, C // h).transpose(1, 2)  # (B, h, N, d)
@@ -88,19 +82,16 @@ class EMSA(nn.Module):
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
         return q, k, v
 
-    def mixing(self) -> Tuple[Optional[Tensor], Optional[Tensor]]:
-        """Weight (h, h) and bias (h,) of the convolution over heads, if there is one."""
+    def mixing(self, q: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+        """Weight (h, h) and bias (h,) of ``transform_conv``, or None without it.
+
+        The scores are never in memory as a whole, so the convolution is applied to the h
+        unit vectors and to zero: its weight is the difference, its bias the last column. It
+        is called, not read, so that hooks, LoRA and pruning work on it.
+        """
         if not self.mix_heads:
             return None, None
         h = self.num_heads
-        return self.transform_conv.weight.view(h, h), self.transform_conv.bias
-
-    def _check(self, x: Tensor, hw: Tuple[int, int]) -> None:
-        channels = self.q.in_features
-        if not isinstance(x, Tensor):
-            raise TypeError(f'x={x!r} must be a tensor')
-        if x.ndim != 3 or x.shape[2] != channels:
-            raise ValueError(f'x of shape {tuple(x.shape)} must be (B, N, {channels})')
-        if len(hw) != 2 or hw[0] * hw[1] != x.shape[1]:
-            raise ValueError(f'hw={tuple(hw)} must be height and width of the '
-                             f'{x.shape[1]} tokens in x')
+        units = torch.eye(h, h + 1, dtype=q.dtype, device=q.device)  # the last column is zero
+        out = self.transform_conv(units[None, :, :, None])[0, :, :, 0]  # (h, h + 1)
+        return out[:, :h] - out[:, h:], out[:, h]

@@ -1,0 +1,28 @@
+"""Files that are on disk whole or not at all."""
+import os
+from pathlib import Path
+from typing import Union
+
+
+def write_whole(path: Union[str, Path], content: bytes) -> None:
+    """Write a file beside ``path``, then rename it, and make its folders.
+
+    Args:
+        path (str | Path): The file.
+        content (bytes): Its new content.
+
+    Raises:
+        OSError: It cannot be written. The old file, if there is one, is unchanged.
+    """
+    partial = f'{path}.partial'
+    os.makedirs(os.path.dirname(partial) or '.', exist_ok=True)
+    try:
+        with open(partial, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        if os.path.exists(partial):  # a full disk gets its room back
+            os.remove(partial)
+        raise

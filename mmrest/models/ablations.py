@@ -1,0 +1,107 @@
+"""The variants of tables 5 (stems), 6 (attention) and 7 (position encodings) of the paper."""
+from typing import Tuple, Union
+
+import torch
+from mmengine.utils import to_2tuple
+from torch import Tensor, nn
+
+from .layers import PixelAttention, Stem
+
+
+class ResNetStem(nn.Module):
+    """ResNet's stem: a 7x7 convolution with stride 2, then a 3x3 max pool with stride 2."""
+
+    def __init__(self, in_channels: int, embed_dims: int, pos: nn.Module):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, embed_dims, 7, stride=2, padding=3, bias=False)
+        self.norm = nn.BatchNorm2d(embed_dims)
+        self.act = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.pos = pos
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.act(self.norm(self.conv(x))))
+        return self.pos(x.contiguous(memory_format=torch.channels_last))
+
+
+class PVTStem(nn.Module):
+    """PVT's first patch embedding: a 4x4 convolution with stride 4 and no padding."""
+
+    def __init__(self, in_channels: int, embed_dims: int, pos: nn.Module):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, embed_dims, 4, stride=4)
+        self.pos = pos
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pos(self.conv(x).contiguous(memory_format=torch.channels_last))
+
+
+class GroupLinear(nn.Module):
+    """GL, equation (7): ``x + DWConv(x)``."""
+
+    def __init__(self, embed_dims: int):
+        super().__init__()
+        self.gl_conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gl_conv(x)
+
+
+class LearnedPosition(nn.Module):
+    """LE, equation (6): ``x + theta``, for feature maps of one size ``hw`` = (H, W).
+
+    Raises:
+        ValueError: The feature map has another size.
+    """
+
+    def __init__(self, embed_dims: int, hw: Tuple[int, int]):
+        super().__init__()
+        self.theta = nn.Parameter(torch.empty(1, embed_dims, *hw))
+        nn.init.trunc_normal_(self.theta, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != self.theta.shape[2:]:  # a side of 1 would be broadcast
+            raise ValueError(f"position='le' has {tuple(self.theta.shape[2:])} positions, the "
+                             f'feature map {tuple(x.shape[2:])}: img_size must be the size of '
+                             'every image')
+        return x + self.theta
+
+
+STEMS = {'rest': Stem, 'resnet': ResNetStem, 'pvt': PVTStem}
+POSITIONS = {'pa': PixelAttention, 'gl': GroupLinear, 'le': LearnedPosition}
+# Arguments of EMSA. Plain multi-head self-attention has no reduction either.
+ATTENTIONS = {
+    'emsa': {},
+    'emsa_no_norm': dict(normalize=False),
+    'emsa_plain': dict(mix_heads=False, normalize=False),
+    'msa': dict(mix_heads=False, normalize=False, sr_ratio=1),
+}
+
+
+class Variant:
+    """What ResT's arguments ``stem``, ``position``, ``attention`` and ``img_size`` select.
+
+    Attributes:
+        stem (type): Class of the stem.
+        attention (dict): Arguments of :class:`~mmrest.EMSA`.
+
+    Raises:
+        ValueError: There is no such variant.
+    """
+
+    def __init__(self, stem: str, position: str, attention: str,
+                 img_size: Union[int, Tuple[int, int]]):
+        for name, value, table in (('stem', stem, STEMS), ('position', position, POSITIONS),
+                                   ('attention', attention, ATTENTIONS)):
+            if value not in table:
+                raise ValueError(f'{name}={value!r} must be one of {sorted(table)}')
+        self.stem, self.attention = STEMS[stem], ATTENTIONS[attention]
+        self._position = position
+        round_up = 0 if stem == 'pvt' else 3
+        self._hw = [(side + round_up) // 4 for side in to_2tuple(img_size)]  # of stage 0
+
+    def position(self, stage: int, embed_dims: int) -> nn.Module:
+        """The position encoding of a stage, from 0."""
+        if self._position != 'le':
+            return POSITIONS[self._position](embed_dims)
+        return LearnedPosition(embed_dims, tuple(-(-side // 2**stage) for side in self._hw))

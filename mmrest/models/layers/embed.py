@@ -1,0 +1,42 @@
+"""The stem and the patch embeddings (section 3.3 and figure 4 of the paper)."""
+import torch
+from torch import Tensor, nn
+
+
+class Stem(nn.Module):
+    """Three 3x3 convolutions, strides 2, 1 and 2, then the position encoding.
+
+    Args:
+        in_channels (int): Channels of the image.
+        embed_dims (int): Channels of the output. The first two convolutions have half.
+        pos (nn.Module): The position encoding.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int, pos: nn.Module):
+        super().__init__()
+        hidden = embed_dims // 2
+        self.conv1 = nn.Conv2d(in_channels, hidden, 3, stride=2, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(hidden)
+        self.conv3 = nn.Conv2d(hidden, embed_dims, 3, stride=2, padding=1, bias=False)
+        self.act = nn.ReLU(inplace=True)
+        self.pos = pos
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm1(self.conv1(x)))
+        x = self.act(self.norm2(self.conv2(x)))
+        return self.pos(self.conv3(x).contiguous(memory_format=torch.channels_last))
+
+
+class PatchEmbed(nn.Module):
+    """A 3x3 convolution with stride 2, BatchNorm, then the position encoding."""
+
+    def __init__(self, in_channels: int, embed_dims: int, pos: nn.Module):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, embed_dims, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(embed_dims)
+        self.pos = pos
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pos(self.norm(self.conv(x)))
