@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mmrest import EMSA, ResT, __version__
-from mmrest.models.checkpoint import load_pretrained, read_state_dict
-from mmrest.ops import emsa_attention
-from mmrest.safe_loading import load_safely
+from mmrest.models.checkpoint import load_pretrained
+from mmrest.ops import choose_backend, emsa_attention
+from mmrest.safe_reading import load_safely, read_state_dict
 
 
 def right() -> None:
@@ -23,8 +23,9 @@ def right() -> None:
     attention = EMSA(64, num_heads=2, sr_ratio=4, backend='chunked')
     tokens: Tensor = attention.forward(features[0], (8, 8))
     q, k, v = attention.project(tokens, (8, 8))
-    mix, bias = attention.mixing()
-    out: Tensor = emsa_attention(q, k, v, mix, bias, scale=0.1, eps=1e-5, backend='auto')
+    mix, bias = attention.mixing(q)
+    backend: str = choose_backend(None)
+    out: Tensor = emsa_attention(q, k, v, mix, bias, scale=0.1, eps=1e-5, backend=backend)
     state: Dict[str, Tensor] = read_state_dict('file.pth')
     load_pretrained(model, 'file.pth', prefix='backbone.')
     load_safely()

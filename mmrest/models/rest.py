@@ -27,6 +27,9 @@ from .ablations import Variant
 from .checkpoint import safe_init_cfg
 from .layers import EMSA, FFN, DropPath, PatchEmbed, image_to_tokens, tokens_to_image
 
+# What the four models of table 1 share.
+COMMON = dict(num_heads=(1, 2, 4, 8), sr_ratios=(8, 4, 2, 1), mlp_ratios=(4, 4, 4, 4))
+
 
 class Block(nn.Module):
     """Efficient Transformer block, equation (5), on tokens (B, H W, C)."""
@@ -88,12 +91,15 @@ class ResT(BaseModule):
 
     # Table 1, and the drop path rates of ImageNet training.
     arch_zoo = {
-        'lite': dict(embed_dims=(64, 128, 256, 512), depths=(2, 2, 2, 2), drop_path_rate=0.1),
-        'small': dict(embed_dims=(64, 128, 256, 512), depths=(2, 2, 6, 2), drop_path_rate=0.1),
-        'base': dict(embed_dims=(96, 192, 384, 768), depths=(2, 2, 6, 2), drop_path_rate=0.2),
-        'large': dict(embed_dims=(96, 192, 384, 768), depths=(2, 2, 18, 2), drop_path_rate=0.3),
+        'lite': dict(
+            embed_dims=(64, 128, 256, 512), depths=(2, 2, 2, 2), drop_path_rate=0.1, **COMMON),
+        'small': dict(
+            embed_dims=(64, 128, 256, 512), depths=(2, 2, 6, 2), drop_path_rate=0.1, **COMMON),
+        'base': dict(
+            embed_dims=(96, 192, 384, 768), depths=(2, 2, 6, 2), drop_path_rate=0.2, **COMMON),
+        'large': dict(
+            embed_dims=(96, 192, 384, 768), depths=(2, 2, 18, 2), drop_path_rate=0.3, **COMMON),
     }
-    arch_common = dict(num_heads=(1, 2, 4, 8), sr_ratios=(8, 4, 2, 1), mlp_ratios=(4, 4, 4, 4))
     norm_eps = 1e-5
     num_extra_tokens = 0  # MMPretrain's vis_cam.py asks: there is no class token
 
@@ -142,7 +148,7 @@ class ResT(BaseModule):
     def _settings(cls, arch: Union[str, Dict[str, Sequence]]) -> dict:
         """The values per stage, as tuples, and the drop path rate of an ``arch``."""
         if isinstance(arch, str) and arch in cls.arch_zoo:
-            return {**cls.arch_common, **cls.arch_zoo[arch]}
+            return cls.arch_zoo[arch]
         required = {'embed_dims', 'depths', 'num_heads', 'sr_ratios'}
         if (isinstance(arch, dict) and required <= set(arch) <= required | {'mlp_ratios'}
                 and len({len(values) for values in arch.values()}) == 1):

@@ -3,26 +3,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from benchmarks.published import Attention
 from mmrest import EMSA
 from mmrest.models.layers import DropPath, PixelAttention, image_to_tokens, tokens_to_image
-
-
-def published_emsa(m, x, hw):
-    """Figure 3 of the paper step by step, with PyTorch's own InstanceNorm."""
-    B, N, C = x.shape
-    h, d = m.num_heads, C // m.num_heads
-    q = m.q(x).reshape(B, N, h, d).transpose(1, 2)
-    if m.sr_ratio > 1:
-        x = m.sr(x.transpose(1, 2).reshape(B, C, *hw)).flatten(2).transpose(1, 2)
-        x = m.sr_norm(x)
-    k, v = m.kv(x).split(C, dim=-1)
-    k, v = (t.reshape(B, -1, h, d).transpose(1, 2) for t in (k, v))
-    attn = q @ k.transpose(-2, -1) / d**0.5
-    if h > 1:
-        attn = nn.InstanceNorm2d(h)(m.transform_conv(attn).softmax(-1))
-    else:
-        attn = attn.softmax(-1)
-    return m.proj((attn @ v).transpose(1, 2).reshape(B, N, C))
 
 
 @pytest.mark.parametrize('num_heads, sr_ratio, hw', [
@@ -33,14 +16,15 @@ def test_emsa_is_the_papers(num_heads, sr_ratio, hw):
     for p in module.parameters():
         nn.init.normal_(p, std=0.3)
     x = torch.randn(2, hw[0] * hw[1], 24, dtype=torch.double)
+    port = Attention(24, num_heads, sr_ratio).double()
+    port.load_state_dict(module.state_dict())
     results = []
-    for function in (module, lambda *args: published_emsa(module, *args)):
-        module.zero_grad()
+    for attn, size in ((module, (hw, )), (port, hw)):
         leaf = x.clone().requires_grad_()
-        out = function(leaf, hw)
+        out = attn(leaf, *size)
         weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
         (out * weight).sum().backward()
-        results.append([out, leaf.grad] + [p.grad for p in module.parameters()])
+        results.append([out, leaf.grad] + [p.grad for p in attn.parameters()])
     # Some gradients (the key's bias) are zero but for rounding, which the largest sets.
     scale = max(want.abs().max().item() for want in results[1])
     for got, want in zip(*results):

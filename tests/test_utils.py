@@ -1,0 +1,81 @@
+"""What ``import mmrest`` and ``register_all_modules`` make known to the mm packages."""
+import subprocess
+import sys
+import textwrap
+
+
+def python(code, cwd):
+    done = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=cwd, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_a_config_of_ours_is_a_base(tmp_path):
+    (tmp_path / 'mine.py').write_text(
+        "_base_ = 'mmrest::mask_rcnn/rest_small_fpn_1x_coco.py'\n"
+        "model = dict(backbone=dict(arch='lite'))\n")
+    assert python('''
+        import mmrest
+        from mmengine.config import Config
+        from mmengine.hub import get_config
+        mine = Config.fromfile('mine.py')
+        ours = get_config('mmrest::mask_rcnn/rest_small_fpn_1x_coco.py')
+        assert ours.model.backbone.arch == 'small'
+        ablation = 'mmrest::classification/ablations/rest_lite_msa_8xb256_100e_in1k.py'
+        assert get_config(ablation).model.backbone.attention == 'msa'
+        assert mine.model.neck == ours.model.neck
+        print(mine.model.backbone)
+    ''', tmp_path) == "{'type': 'ResT', 'arch': 'lite', 'drop_path_rate': 0.1}"
+
+
+def test_the_hub_builds_our_models(tmp_path):
+    assert python('''
+        import mmrest
+        from mmengine.hub import get_model
+        names = ('classification/rest_lite_8xb256_in1k', 'retinanet/rest_lite_fpn_1x_coco',
+                 'semantic_fpn/rest_small_fpn_8xb4_40k_ade20k')
+        print([type(get_model(f'mmrest::{name}.py')).__name__ for name in names])
+    ''', tmp_path) == "['ImageClassifier', 'RetinaNet', 'EncoderDecoder']"
+
+
+def test_mmpretrain_lists_and_builds_our_classifiers(tmp_path):
+    assert python('''
+        import mmpretrain
+        from mmrest.utils import register_all_modules
+        register_all_modules()
+        register_all_modules()
+        names = mmpretrain.list_models('*rest_*')
+        ours = [n for n in names if n.startswith('rest_')]
+        assert [n for n in ours if '100e' not in n] == [
+            f'rest_{a}_8xb256_in1k' for a in ('base', 'large', 'lite', 'small')], names
+        assert len(ours) == 4 + 8, ours  # the ablations
+        model = mmpretrain.get_model('rest_lite_8xb256_in1k')
+        print(type(model.backbone).__name__, sum(p.numel() for p in model.parameters()))
+    ''', tmp_path) == 'ResT 10508300'
+
+
+def test_importing_mmrest_registers_the_model_and_nothing_more(tmp_path):
+    """Nothing in sys.meta_path, no hook, no mm package; OpenCV is not needed."""
+    assert python('''
+        import sys
+        sys.modules['cv2'] = None
+        finders = list(sys.meta_path)
+        import mmrest
+        from mmengine.registry import HOOKS, MODELS, TRANSFORMS
+        assert sys.meta_path == finders
+        assert MODELS.get('ResT') is mmrest.ResT
+        print([m for m in sys.modules if m.split('.')[0] in ('mmpretrain', 'mmdet', 'mmseg')],
+              'SkipUnreadable' in TRANSFORMS.module_dict, 'ReseedHook' in HOOKS.module_dict)
+    ''', tmp_path) == '[] False False'
+
+
+def test_engine_and_all_modules_work_without_mmpretrain(tmp_path):
+    assert python('''
+        import sys
+        sys.modules['mmpretrain'] = None
+        from mmrest.utils import register_all_modules
+        register_all_modules()
+        from mmengine.registry import HOOKS, TRANSFORMS
+        print(TRANSFORMS.get('SkipUnreadable').__name__, HOOKS.get('ReseedHook').__name__)
+    ''', tmp_path) == 'SkipUnreadable ReseedHook'
