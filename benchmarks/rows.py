@@ -35,7 +35,7 @@ def make(selection, case, where, found, processes, failure=None):
         for metric, values in found.items()
     ]
     if failure is not None:
-        rows.append(dict(base, runs=0, status=' '.join(failure.split())[:300]))
+        rows.append(dict(base, metric='', runs=0, status=' '.join(failure.split())[:300]))
     return rows
 
 
