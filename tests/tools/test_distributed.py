@@ -1,4 +1,4 @@
-"""Two processes on a CPU, through torchrun; the shell scripts, with a stand-in for slurm."""
+"""Two processes on a CPU, through torchrun."""
 import json
 import os
 import subprocess
@@ -68,40 +68,3 @@ def test_gradients_are_those_of_the_joined_batch(tmp_path):
         assert_close(
             two[name], p.grad, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f'{n}: {m}')
     assert two['head.fc.weight'].abs().max() > 1e-4
-
-
-@pytest.fixture
-def stand_ins(tmp_path):
-    """A PATH on which python and srun only say how they were called."""
-    folder = tmp_path / 'bin'
-    folder.mkdir()
-    for name in ('python', 'srun'):
-        (folder / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
-        (folder / name).chmod(0o755)
-    return dict(os.environ, PATH=f'{folder}:{os.environ["PATH"]}')
-
-
-@pytest.mark.parametrize('script, args, words', [
-    ('dist_train.sh', ['c.py', '4', '--amp'],
-     ['python -m torch.distributed.run', '--nproc_per_node=4', '--master_port=29511',
-      'tools/train.py c.py --launcher pytorch --amp']),
-    ('dist_test.sh', ['c.py', 'a.pth', '2', '--out', 'o.pkl'],
-     ['python -m torch.distributed.run', '--nproc_per_node=2', '--nnodes=1',
-      'tools/test.py c.py a.pth --launcher pytorch --out o.pkl']),
-    ('slurm_train.sh', ['part', 'job', 'c.py', 'out', '--resume'],
-     ['srun -p part --job-name=job --gres=gpu:2 --ntasks=2', '--exclusive',
-      'tools/train.py c.py --work-dir out --launcher slurm --resume']),
-    ('slurm_test.sh', ['part', 'job', 'c.py', 'a.pth'],
-     ['srun -p part --job-name=job --gres=gpu:2 --ntasks=2', '--ntasks-per-node=2',
-      'tools/test.py c.py a.pth --launcher slurm']),
-])
-def test_shell_scripts(script, args, words, stand_ins):
-    env = dict(stand_ins, PORT='29511', GPUS='2', GPUS_PER_NODE='2', SRUN_ARGS='--exclusive -v')
-    done = subprocess.run([ROOT / 'tools' / script, *args], env=env, text=True,
-                          capture_output=True)
-    assert done.returncode == 0, done.stderr
-    for word in words:
-        assert word in done.stdout
-    done = subprocess.run([ROOT / 'tools' / script, args[0]], env=env, text=True,
-                          capture_output=True)
-    assert done.returncode == 2 and done.stderr.startswith('usage: ')

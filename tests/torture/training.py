@@ -1,4 +1,4 @@
-"""tools/train.py in processes that start fast, on tiny data, with whatever may befall them."""
+"""Scripts in processes that start fast, and what may happen to them."""
 import errno
 import multiprocessing
 import os
@@ -21,16 +21,18 @@ ARCH = dict(embed_dims=(8, 16), depths=(1, 2), num_heads=(1, 2), sr_ratios=(2, 1
 PROCESSES = multiprocessing.get_context('forkserver')
 PROCESSES.set_forkserver_preload(
     ['mmpretrain.models', 'mmpretrain.datasets', 'mmdet.models', 'mmdet.datasets',
-     'mmdet.evaluation', 'mmdet.visualization', 'mmpretrain.visualization', 'mmrest'])
+     'mmdet.evaluation', 'mmdet.visualization', 'mmpretrain.visualization', 'mmseg.models',
+     'mmseg.datasets', 'mmseg.evaluation', 'mmseg.visualization', 'mmrest'])
 
 
 class Run:
-    """tools/train.py with ``args`` in ``folder``; ``fate`` is called in its process first."""
+    """A script with ``args`` in ``folder``; ``fate`` is called in its process first."""
 
-    def __init__(self, folder, *args, fate=None):
+    def __init__(self, folder, *args, script=ROOT / 'tools/train.py', fate=None):
         self.log = folder / f'{time.monotonic_ns()}.txt'
+        argv = [str(arg) for arg in (script, *args)]
         self.process = PROCESSES.Process(
-            target=_train, args=(str(folder), str(self.log), list(map(str, args)), fate))
+            target=_run, args=(str(folder), str(self.log), argv, fate))
         self.started = time.monotonic()
         self.process.start()
 
@@ -56,18 +58,18 @@ class Run:
         return self.log.read_text() if self.log.exists() else ''
 
 
-def _train(folder, log, args, fate):
+def _run(folder, log, argv, fate):
     os.chdir(folder)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
     torch.set_num_threads(1)
     config.FormatCode = lambda code, **kwargs: (code, True)  # yapf took half of the time
-    sys.path.insert(0, str(ROOT / 'tools'))
-    sys.argv = [str(ROOT / 'tools/train.py'), *args]
+    sys.path.insert(0, os.path.dirname(argv[0]))
+    sys.argv = argv
     if fate is not None:
         fate()
-    runpy.run_path(sys.argv[0], run_name='__main__')
+    runpy.run_path(argv[0], run_name='__main__')
 
 
 class DieAt:
