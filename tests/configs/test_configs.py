@@ -1,90 +1,185 @@
+"""What the configs say, beside the papers whose recipes they are."""
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from .step import build
+
 CONFIGS = Path(__file__).parents[2] / 'configs'
+CHANNELS = dict(lite=[64, 128, 256, 512], small=[64, 128, 256, 512],
+                base=[96, 192, 384, 768], large=[96, 192, 384, 768])
+DROP_PATH = dict(lite=0.1, small=0.1, base=0.2, large=0.2)
+DIGITS = ['classification/rest_lite_digits.py', 'mask_rcnn/rest_lite_fpn_digits.py',
+          'retinanet/rest_lite_retinanet_digits.py',
+          'semantic_fpn/rest_lite_semantic_fpn_digits.py']
+ALL = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
+             if '_base_' not in path.parts)
 
 
-def load(name):
-    cfg = Config.fromfile(CONFIGS / name)
-    init_default_scope(cfg.default_scope)
-    return cfg
+def read(name):
+    return Config.fromfile(CONFIGS / name)
 
 
-def build(cfg):
-    from mmdet.utils import register_all_modules
-    register_all_modules(init_default_scope=False)
-    return MODELS.build(cfg.model)
+def kinds(loader):
+    return [step.type for step in loader.dataset.pipeline]
 
 
-def test_mask_rcnn_small_is_the_papers_recipe():
-    cfg = load('mask_rcnn/rest_small_fpn_1x_coco.py')
-    resize = next(t for t in cfg.train_dataloader.dataset.pipeline
-                  if t.type == 'RandomChoiceResize')
-    assert {long for long, _ in resize.scales} == {1333} and resize.keep_ratio
-    shorts = [short for _, short in resize.scales]
-    assert (min(shorts), max(shorts)) == (480, 800)
+def optimizer(cfg):
+    found = cfg.optim_wrapper.optimizer
+    return found.type, found.lr, found.weight_decay
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_runs_may_be_killed_and_resumed(name):
+    cfg = read(name)
+    assert cfg.custom_imports.imports == ['mmrest', 'mmrest.engine']
+    checkpoint = cfg.default_hooks.checkpoint
+    assert checkpoint.type == 'CheckpointHook'
+    assert checkpoint.backend_args == dict(backend='whole')
+    assert cfg.default_hooks.reseed == dict(type='ReseedHook')
+    # Twelve epochs on COCO keep every checkpoint; what counts iterations keeps two.
+    assert checkpoint.get('max_keep_ckpts', -1) == (-1 if checkpoint.interval == 1 else 2)
+
+
+def test_no_two_configs_share_a_work_dir():
+    work_dirs = [Path(read(name).get('work_dir', f'work_dirs/{Path(name).stem}'))
+                 for name in ALL]
+    assert len(set(work_dirs)) == len(ALL)
+    assert Path('work_dirs/rest_small_fpn_1x_coco') in work_dirs  # Mask R-CNN's, in the README
+
+
+@pytest.mark.parametrize('kind', ['retinanet', 'mask_rcnn'])
+@pytest.mark.parametrize('arch', CHANNELS)
+def test_detectors_follow_the_paper(kind, arch):
+    cfg = read(f'{kind}/rest_{arch}_fpn_1x_coco.py')
+    backbone = dict(type='ResT', arch=arch, drop_path_rate=DROP_PATH[arch])
+    if kind == 'retinanet':
+        backbone['out_indices'] = (1, 2, 3)
+    assert cfg.model.backbone == backbone
+    assert cfg.model.neck.in_channels == CHANNELS[arch][-len(cfg.model.neck.in_channels):]
+    resize = cfg.train_dataloader.dataset.pipeline[2]
+    assert resize.type == 'RandomChoiceResize' and resize.keep_ratio
+    assert resize.scales == [(1333, short) for short in range(480, 801, 32)]
+    assert optimizer(cfg) == ('AdamW', 1e-4, 0.05)
+    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0.)
     assert cfg.train_dataloader.batch_size == 2
     assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=16)
     assert cfg.train_cfg.max_epochs == 12
-    steps = next(s for s in cfg.param_scheduler if s.type == 'MultiStepLR')
-    assert steps.milestones == [8, 11] and steps.gamma == 0.1
-    assert cfg.model.backbone == dict(type='ResT', arch='small', drop_path_rate=0.1)
+    _, steps = cfg.param_scheduler
+    assert (steps.type, steps.milestones, steps.gamma) == ('MultiStepLR', [8, 11], 0.1)
 
+
+def test_weight_decay_leaves_out_norms_alone():
+    cfg = read('mask_rcnn/rest_small_fpn_1x_coco.py')
     model = build(cfg)
-    # 33.3M: reported by the paper's repository
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(33.3e6, rel=0.01)
-    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    assert type(optimizer) is torch.optim.AdamW
     norms = {
         id(p)
         for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.BatchNorm2d))
         for p in m.parameters()
     }
-    for group in optimizer.param_groups:
+    for group in build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups:
         assert group['lr'] == 1e-4
         for p in group['params']:
             assert group['weight_decay'] == (0 if id(p) in norms else 0.05)
 
 
-DIGITS = [
-    'mask_rcnn/rest_lite_fpn_digits.py', 'retinanet/rest_lite_retinanet_digits.py',
-    'semantic_fpn/rest_lite_semantic_fpn_digits.py'
-]
+@pytest.mark.parametrize('arch', ['small', 'base'])
+def test_semantic_fpn_follows_poolformer(arch):
+    cfg = read(f'semantic_fpn/rest_{arch}_fpn_8xb4_40k_ade20k.py')
+    assert optimizer(cfg) == ('AdamW', 2e-4, 1e-4)
+    decay = cfg.param_scheduler
+    assert (decay.type, decay.power, decay.end) == ('PolyLR', 0.9, 40000)
+    assert cfg.train_cfg.max_iters == 40000
+    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (4, 32)
+    assert cfg.model.neck.in_channels == CHANNELS[arch]
+    check_ade20k(cfg, arch)
+
+
+@pytest.mark.parametrize('arch', ['small', 'base'])
+def test_upernet_follows_swin(arch):
+    cfg = read(f'upernet/rest_{arch}_8xb2_160k_ade20k.py')
+    assert optimizer(cfg) == ('AdamW', 6e-5, 0.01)
+    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0.)
+    warm_up, decay = cfg.param_scheduler
+    assert (warm_up.type, warm_up.end) == ('LinearLR', 1500)
+    assert (decay.type, decay.power, decay.begin, decay.end) == ('PolyLR', 1., 1500, 160000)
+    assert cfg.train_cfg.max_iters == 160000
+    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (2, 16)
+    assert cfg.model.decode_head.in_channels == CHANNELS[arch]
+    check_ade20k(cfg, arch)
+
+
+def check_ade20k(cfg, arch):
+    assert cfg.default_scope == 'mmseg'
+    assert cfg.model.backbone == dict(type='ResT', arch=arch, drop_path_rate=DROP_PATH[arch])
+    assert cfg.model.decode_head.num_classes == 150
+    dataset = cfg.train_dataloader.dataset
+    assert dataset.type == 'ADE20KDataset'
+    assert 'PhotoMetricDistortion' in kinds(cfg.train_dataloader)
+    assert dataset.pipeline[1].reduce_zero_label
+    assert dataset.pipeline[3].crop_size == cfg.model.data_preprocessor.size == (512, 512)
+
+
+@pytest.mark.parametrize('arch', CHANNELS)
+def test_classifiers_follow_the_paper(arch):
+    cfg = read(f'classification/rest_{arch}_8xb256_in1k.py')
+    assert cfg.model.backbone == dict(type='ResT', arch=arch, out_indices=(3, ))
+    assert cfg.model.head.in_channels == CHANNELS[arch][-1]
+    assert optimizer(cfg) == ('AdamW', 5e-4, 0.05)
+    assert cfg.optim_wrapper.clip_grad.max_norm == 5
+    assert cfg.train_cfg.max_epochs == 300 and cfg.param_scheduler[0].end == 5
+    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (256, 2048)
+    assert {'RandAugment', 'RandomErasing'} <= set(kinds(cfg.train_dataloader))
+    assert {a.type for a in cfg.model.train_cfg.augments} == {'Mixup', 'CutMix'}
+    _, resize, crop, _ = cfg.test_dataloader.dataset.pipeline
+    assert (resize.scale, resize.edge, crop.crop_size) == (256, 'short', 224)
+
+
+def test_ablations_differ_only_in_what_they_name():
+    folder = 'classification/ablations'
+    base = read(f'{folder}/rest_lite_8xb256_100e_in1k.py')
+    assert base.optim_wrapper.optimizer == dict(
+        type='SGD', lr=0.1 * 2048 / 512, momentum=0.9, weight_decay=1e-4)
+    assert base.train_cfg.max_epochs == 100
+    assert base.param_scheduler[0].end == 5
+    assert base.param_scheduler[1].milestones == [30, 60, 90]
+    assert kinds(base.train_dataloader) == [
+        'LoadImageFromFile', 'RandomResizedCrop', 'RandomFlip', 'PackInputs']
+    expected = {
+        'emsa-no-norm': dict(attention='emsa_no_norm'),
+        'emsa-plain': dict(attention='emsa_plain'), 'msa': dict(attention='msa'),
+        'position-gl': dict(position='gl'),
+        'position-le': dict(position='le', img_size=224),
+        'stem-pvt': dict(stem='pvt'), 'stem-resnet': dict(stem='resnet')}
+    assert len(expected) + 1 == sum(name.startswith(folder) for name in ALL)
+    for name, options in expected.items():
+        cfg = read(f'{folder}/rest_lite_{name}_8xb256_100e_in1k.py').to_dict()
+        for option in options:
+            assert cfg['model']['backbone'].pop(option) == options[option]
+        assert cfg == base.to_dict()
 
 
 @pytest.mark.parametrize('name', DIGITS)
-def test_digits_configs_follow_the_classifier(name):
-    classifier = load('classification/rest_lite_digits.py')
-    cfg = load(name)
-    if name.startswith('semantic_fpn'):  # which goes on from Mask R-CNN
-        last = f'work_dirs/rest_lite_fpn_digits/iter_{load(DIGITS[0]).max_iters}.pth'
-        assert cfg.load_from == last
-        assert cfg.model.neck.out_channels == load(DIGITS[0]).model.neck.out_channels
-    else:
-        last = f'work_dirs/rest_lite_digits/iter_{classifier.max_iters}.pth'
+def test_digits_configs_add_up(name):
+    """Each starts from the last checkpoint of the one before and flips nothing."""
+    cfg, classifier, detector = read(name), read(DIGITS[0]), read(DIGITS[1])
+    if name == DIGITS[3]:
+        iters = detector.train_cfg.max_iters
+        assert cfg.load_from == f'work_dirs/rest_lite_fpn_digits/iter_{iters}.pth'
+        assert cfg.model.neck.out_channels == detector.model.neck.out_channels
+    elif name != DIGITS[0]:
+        iters = classifier.train_cfg.max_iters
+        last = f'work_dirs/rest_lite_digits/iter_{iters}.pth'
         assert cfg.model.backbone.init_cfg.checkpoint == last
-    assert cfg.model.data_preprocessor.mean == classifier.model.data_preprocessor.mean
-    assert cfg.model.data_preprocessor.std == classifier.model.data_preprocessor.std
-
-
-@pytest.mark.parametrize('name', ['classification/rest_lite_digits.py', *DIGITS])
-def test_digits_configs_flip_nothing_and_add_up(name):
-    cfg = load(name)
-    kinds = [t.type for t in cfg.train_dataloader.dataset.pipeline]
-    assert not any('Flip' in kind for kind in kinds)
+    for statistic in ('mean', 'std'):
+        assert (cfg.model.data_preprocessor[statistic]
+                == classifier.model.data_preprocessor[statistic])
+    assert not any('Flip' in kind for kind in kinds(cfg.train_dataloader))
     assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size
     schedule = cfg.param_scheduler
     last = schedule[-1] if isinstance(schedule, list) else schedule
-    assert last.get('end', last.get('total_steps')) == cfg.train_cfg.max_iters
+    assert last.get('end', last.get('total_steps')) == cfg.train_cfg.max_iters == cfg.max_iters
     assert cfg.default_hooks.logger.log_metric_by_epoch is False
-
-
-def test_no_two_digits_configs_share_a_work_dir():
-    stems = [Path(name).stem for name in ['classification/rest_lite_digits.py', *DIGITS]]
-    assert len(set(stems)) == len(stems)
