@@ -1,7 +1,7 @@
 """Each module in a block is called, once a forward pass and on the whole tensor.
 
-So hooks see whole tensors, and what changes a module (LoRA, pruning, weight_norm, dropout, another
-activation) changes the output and the gradients as it does in a plain restatement.
+So hooks see whole tensors, and what changes a module (LoRA, pruning, weight_norm, dropout,
+another activation) changes the output and the gradients as it does in a plain restatement.
 """
 import warnings
 
@@ -153,7 +153,8 @@ def test_gradients_through_dropout_are_the_slopes():
 
 
 @pytest.mark.parametrize('name, width', [
-    ('norm1', 8), ('norm2', 8), ('mlp', 8), ('mlp.fc1', 2048), ('mlp.act', 2048), ('mlp.fc2', 8),
+    ('norm1', 8), ('norm2', 8), ('mlp', 8), ('mlp.fc1', 2048), ('mlp.act', 2048),
+    ('mlp.fc2', 8),
 ])
 def test_hooks_in_a_block_see_whole_tensors_once(name, width):
     torch.manual_seed(0)
