@@ -80,9 +80,15 @@ def emsa_attention(
         Tensor: (B, h, N, d) in v's type.
 
     Raises:
-        ValueError: There is no such backend.
+        TypeError: The tensors are integers, q, k and v differ in dtype, or scale is a tensor
+            that needs a gradient.
+        ValueError: Shapes or devices do not fit each other, or there is no such backend.
         RuntimeError: The backend cannot run here.
     """
+    if not v.is_floating_point():  # attention below 1 would become 0
+        raise TypeError(f'v must be of a floating-point dtype, not {v.dtype}')
+    if isinstance(scale, Tensor) and scale.requires_grad:
+        raise TypeError('scale must be a number, it gets no gradient: multiply q by it instead')
     backend = choose_backend(backend)
     if backend == 'auto':
         backend = _choose(q)

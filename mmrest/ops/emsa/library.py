@@ -37,6 +37,7 @@ class EMSAFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, forward, backward, q, k, v, mix, bias, scale, normalize, eps):
+        _check(q, k, v, mix)
         out, *statistics = forward(q, k, v, mix, scale, normalize, eps)
         ctx.save_for_backward(out, *statistics, q, k, v, mix, bias)
         ctx.compute_gradients, ctx.scale, ctx.normalize = backward, scale, normalize
@@ -51,3 +52,18 @@ class EMSAFunction(torch.autograd.Function):
         # stops at parameters without a gradient.
         dbias = None if bias is None else torch.zeros_like(bias)
         return (None, None, dq, dk, dv, None if mix is None else dmix, dbias, None, None, None)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor]) -> None:
+    """The operators index every tensor by q's sizes: others would give wrong numbers."""
+    (B, h, _, d), M = q.shape, k.shape[2]
+    shapes = dict(k=(B, h, M, d), v=(B, h, M, d), mix=(h, h))
+    for (name, shape), x in zip(shapes.items(), (k, v, mix)):
+        if x is not None and (x.shape != shape or x.device != q.device):
+            raise ValueError(
+                f"{name} of shape {tuple(x.shape)} on '{x.device}' must be of shape {shape} on "
+                f"'{q.device}', to fit q of shape {tuple(q.shape)}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f'q, k and v must have one dtype, not {q.dtype}, {k.dtype}, {v.dtype}')
+    if M == 0:
+        raise ValueError(f'k of shape {tuple(k.shape)} must have at least one key')
