@@ -1,4 +1,4 @@
-"""Images a second of any mm config with ResT in it: the whole model, without data and NMS.
+"""Images per second of any mm config with ResT in it: the whole model, without data and NMS.
 
     python tools/analysis_tools/measure_fps.py configs/mask_rcnn/rest_small_fpn_1x_coco.py \
         --shape 800 1344
@@ -10,13 +10,12 @@ import torch
 from mmengine.config import DictAction
 from torch.utils.benchmark import Measurement, Timer
 
-from mmrest.apis import build_model, example, find_rest, read_config
+from mmrest.apis import build_model, example, exit_on_user_error, read_config
 
 
 def measure(cfg, shape, batch: int, device: str, amp: bool, seconds: float) -> Measurement:
-    """Seconds of one forward pass of ``batch`` black images, warmed up, for ``seconds``."""
+    """Time forward passes of ``batch`` black images for ``seconds``, after a warm-up."""
     model = build_model(cfg).to(device)
-    find_rest(model)
     inputs = example(cfg, model, shape, batch)
 
     @torch.no_grad()
@@ -30,6 +29,7 @@ def measure(cfg, shape, batch: int, device: str, amp: bool, seconds: float) -> M
     return timer.blocked_autorange(min_run_time=seconds)
 
 
+@exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,12 +42,9 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=10., help='how long to measure')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args()
-    try:
-        cfg = read_config(args.config, args.cfg_options)
-        found = measure(cfg, tuple(args.shape), args.batch_size, args.device, args.amp,
-                        args.seconds)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from None
+    cfg = read_config(args.config, args.cfg_options)
+    found = measure(cfg, tuple(args.shape), args.batch_size, args.device, args.amp,
+                    args.seconds)
     name = torch.cuda.get_device_name() if args.device.startswith('cuda') else (
         f'{torch.get_num_threads()} CPU threads')
     print(f'{args.config} at {args.batch_size} x {args.shape[0]}x{args.shape[1]}, {name}'

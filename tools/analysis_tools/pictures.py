@@ -1,4 +1,4 @@
-"""What the scripts that draw pictures share: their arguments, and rows of panels."""
+"""Arguments and drawing of the scripts that make a picture."""
 import argparse
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
@@ -13,7 +13,7 @@ Panel = Tuple[str, np.ndarray]
 
 
 def picture_parser(description: str) -> argparse.ArgumentParser:
-    """For a script that draws what a model makes of an image."""
+    """The arguments of a script that draws what a model computes from an image."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
@@ -24,13 +24,13 @@ def picture_parser(description: str) -> argparse.ArgumentParser:
 
 
 def save_rows(path: Path, rows: Sequence[List[Panel]], point: Optional[Tuple] = None) -> None:
-    """Write rows of titled pictures.
+    """Write a figure of titled pictures.
 
     Args:
-        path (Path): The file; its suffix names the format.
-        rows (Sequence): Of each row (title, picture): RGB (H, W, 3), or numbers (H, W),
-            which get a colour scale.
-        point (tuple, optional): (y, x), marked in pictures that are RGB.
+        path (Path): The file. Its suffix names the format.
+        rows (Sequence): The rows. Each is a list of (title, picture), where the picture is
+            RGB (H, W, 3) or numbers (H, W). Numbers get a colour scale.
+        point (tuple, optional): (y, x), marked in the RGB pictures.
     """
     columns = max(len(row) for row in rows)
     height, width = rows[0][0][1].shape[:2]

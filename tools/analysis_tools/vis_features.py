@@ -1,34 +1,31 @@
-"""The feature pyramid in pictures: ResT's stages and what the neck makes of them.
+"""Pictures of the feature pyramid: the outputs of ResT's stages and of the neck.
 
     python tools/analysis_tools/vis_features.py configs/mask_rcnn/rest_small_fpn_1x_coco.py \
         CHECKPOINT photo.jpg features.png
 
-Each map is the mean over channels (or the largest with --reduce max), drawn over the image by
-MMEngine's visualizer.
+Each map is the mean over channels (with --reduce max: the channel of the largest mean), drawn
+over the image by MMEngine's visualizer.
 """
 from typing import List, Optional
 
 import torch
-import torch.nn.functional as F
 from mmengine.visualization import Visualizer
 from pictures import picture_parser, save_rows
 
-from mmrest.apis import build_model, find_rest, read_config, read_image
+from mmrest.apis import build_model, exit_on_user_error, find_rest, read_config, read_image
 
 REDUCTIONS = dict(mean='squeeze_mean', max='select_max')
 
 
+@exit_on_user_error
 def main(args: Optional[List[str]] = None) -> None:
     parser = picture_parser(__doc__)
     parser.add_argument('--reduce', choices=sorted(REDUCTIONS), default='mean')
     args = parser.parse_args(args)
-    try:
-        cfg = read_config(args.config)
-        model = build_model(cfg, args.checkpoint)
-        picture, inputs = read_image(cfg, model, args.image)
-        rest = find_rest(model)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from None
+    cfg = read_config(args.config)
+    model = build_model(cfg, args.checkpoint)
+    picture, inputs = read_image(cfg, model, args.image)
+    rest = find_rest(model)
     with torch.no_grad():
         levels = {'backbone': rest(inputs)}
         if cfg.model.get('neck') and cfg.default_scope != 'mmpretrain':
@@ -40,9 +37,8 @@ def main(args: Optional[List[str]] = None) -> None:
         for i, feature in enumerate(features):
             stride = inputs.shape[2] // feature.shape[2]
             cut = feature[0, :, :-(-height // stride), :-(-width // stride)]  # no padding
-            large = F.interpolate(cut[None], size=(height, width), mode='bilinear')[0]
             drawn = Visualizer.draw_featmap(
-                large, picture, channel_reduction=REDUCTIONS[args.reduce])
+                cut, picture, channel_reduction=REDUCTIONS[args.reduce])
             title = f'{tuple(feature.shape[1:])}, stride {stride}'
             if name == 'backbone':
                 title = f'stage {rest.out_indices[i] + 1}: {title}'
