@@ -1,16 +1,16 @@
-"""Small real data for every task, made offline from scikit-learn's handwritten digits.
+"""Make small data sets for every task from scikit-learn's handwritten digits, offline.
 
 The 1797 scans (8x8 pixels) are enlarged and put on textured backgrounds:
 
     OUT/annotations/instances_{train,val}.json    COCO boxes and masks, class = digit
     OUT/{train,val}/*.jpg                         128 px, 2 to 4 digits of 28 to 64 px
-    OUT/semantic/{train,val}/*.png                classes of their pixels: 0 is background,
+    OUT/semantic/{train,val}/*.png                the class of each pixel: 0 is background,
                                                   d + 1 the ink of digit d
-    OUT/cls/{train,val}/{0..9}/*.jpg              64 px, one digit of 40 to 60 px (a folder a
-                                                  class, as ImageNet has)
+    OUT/cls/{train,val}/{0..9}/*.jpg              64 px, one digit of 40 to 60 px (one folder
+                                                  for each class, as in ImageNet)
 
-Which scans are held out for validation is fixed: no training image of any seed holds a
-digit that a validation image of any seed shows.
+The split of the scans does not depend on the seed: a scan is either in training images or in
+validation images.
 """
 import argparse
 import json
@@ -24,18 +24,18 @@ from pycocotools import mask as mask_utils
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-# The longer side of a digit's box in pixels, drawn from within 28 to 64 (40 to 60) by one:
-# rendering rounds.
+# The longer side of a digit's box in pixels. Rendering may add or take one, so these are one
+# inside 28 to 64 and 40 to 60.
 DETECTION_SIZES = (29, 63)
 CLASSIFICATION_SIZES = (41, 59)
 NOISE_STD = 25
-NOISE_SIGMAS = (3, 8)  # of the Gaussian that smooths it, in pixels
-MIN_CONTRAST = 180  # least RGB distance of ink and background
+NOISE_SIGMAS = (3, 8)  # of the Gaussian that smooths the noise, in pixels
+MIN_CONTRAST = 180  # smallest RGB distance of ink and background
 MAX_TRIES = 100
 
 
 class Split:
-    """The scans of one split, as large ink images, and the drawing of scenes from them."""
+    """Draws scenes from the scans of one split."""
 
     def __init__(self, name: str, rng: np.random.Generator):
         scans, labels = load_digits(return_X_y=True)
@@ -47,7 +47,7 @@ class Split:
         self.rng = rng
 
     def glyph(self, index: int, size: int) -> np.ndarray:
-        """Ink of a scan in [0, 1]; what is above 0.5 is ``size`` long."""
+        """Ink of a scan, in [0, 1]. The longer side of what is above 0.5 is ``size``."""
         scan = np.pad(self.scans[index], 1)
         large = cv2.resize(scan, (160, 160), interpolation=cv2.INTER_CUBIC)
         ink = ((large - 0.15) / 0.4).clip(0, 1)  # bold, with soft edges
@@ -59,7 +59,7 @@ class Split:
 
     def scene(self, side: int, sizes: Tuple[int, int],
               indices: List[int]) -> Tuple[np.ndarray, List[dict]]:
-        """An image (side, side, 3) of these scans, and an instance for each."""
+        """An image (side, side, 3) of these scans, and the label and mask of each."""
         while True:
             placed = self._place(side, sizes, indices)
             if placed is not None:
@@ -82,7 +82,7 @@ class Split:
         return image.clip(0, 255).round().astype(np.uint8), instances
 
     def _place(self, side: int, sizes: Tuple[int, int], indices: List[int]):
-        """(index, glyph, x, y) of each scan, boxes disjoint; None if there was no room."""
+        """(index, glyph, x, y) of each scan, with disjoint boxes. None if they do not fit."""
         placed = []
         for index in indices:
             glyph = self.glyph(index, self.rng.integers(*sizes, endpoint=True))
@@ -148,19 +148,19 @@ def write_classification(out: Path, name: str, split: Split, renders: int) -> No
 
 
 def _write(path: Path, image: np.ndarray) -> None:
-    # Without 4:4:4 sampling a JPEG's colours, and so the digits' edges, would blur.
+    # Without 4:4:4 sampling, JPEG blurs the colours and with them the digits' edges.
     options = [
         cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
     ]
     if not cv2.imwrite(str(path), image, options):
-        raise OSError(f'could not write {path}')
+        raise OSError(f'cannot write {path}')
 
 
 def convert(out: Path, seed: int, num_train: int, num_val: int, renders: int) -> None:
-    """Write the data sets to ``out``, which appears only when all of it is there."""
+    """Write the data sets to ``out``. The folder appears when it is complete."""
     if out.exists():
-        raise SystemExit(f'out={str(out)!r} exists; name a new folder or remove it')
+        raise SystemExit(f'out={str(out)!r} exists: give a new folder or remove it')
     partial = out.with_name(out.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)
     for offset, name, num_images, times in ((0, 'train', num_train, renders),
@@ -175,12 +175,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', type=Path, nargs='?', default=Path('data/digits'))
-    parser.add_argument('--seed', type=int, default=0, help='of everything that is random')
-    parser.add_argument('--num-train', type=int, default=2000, help='detection images')
-    parser.add_argument('--num-val', type=int, default=200, help='detection images')
+    parser.add_argument('--seed', type=int, default=0, help='seed of all random numbers')
+    parser.add_argument('--num-train', type=int, default=2000, help='training images for detection')
+    parser.add_argument('--num-val', type=int, default=200, help='validation images for detection')
     parser.add_argument(
         '--renders', type=int, default=10,
-        help='classification images of each training scan (one of each held out)')
+        help='classification images of each training scan (each validation scan has one)')
     args = parser.parse_args()
     for name in ('seed', 'num_train', 'num_val', 'renders'):
         least = 0 if name == 'seed' else 1

@@ -1,12 +1,12 @@
-"""ResT as ONNX, for any batch and any size of image, checked against ONNX Runtime.
+"""Export ResT to ONNX with dynamic batch and image size, checked with ONNX Runtime.
 
     python tools/deployment/export_onnx.py configs/classification/rest_small_8xb256_in1k.py \
         CHECKPOINT classifier.onnx
     python tools/deployment/export_onnx.py configs/mask_rcnn/rest_small_fpn_1x_coco.py \
         CHECKPOINT backbone.onnx --part backbone
 
-The graph takes what the config's data preprocessor hands on: normalised float32 images
-(B, 3, H, W); mean, std and channel order stand in the file's metadata.
+The graph takes the output of the config's data preprocessor: normalised float32 images
+(B, 3, H, W). The file's metadata has mean, std and channel order.
 """
 import argparse
 import copy
@@ -17,16 +17,16 @@ import torch
 from mmengine.config import Config, DictAction
 from torch import Tensor, nn
 
-from mmrest.apis import Logits, build_model, find_rest, read_config
+from mmrest.apis import Logits, build_model, exit_on_user_error, find_rest, read_config
 
-# Batch, height and width: the first is exported, the others are checked.
+# Batch, height and width of the example that is exported, and of those that are checked.
 EXPORTED = (2, 192, 256)
 CHECKED = ((1, 224, 224), (3, 97, 131), (1, 320, 64))
 TOLERANCE = 1e-4
 
 
 class Backbone(nn.Module):
-    """The ResT of a model: normalised images in, features out."""
+    """A model's ResT: normalised images in, features out."""
 
     def __init__(self, rest: nn.Module):
         super().__init__()
@@ -41,20 +41,20 @@ def export(network: nn.Module, names: Sequence[str], metadata: Dict[str, str],
     """Write a network as ONNX with dynamic batch, height and width.
 
     Args:
-        network (nn.Module): Images (B, 3, H, W) in; set to eval mode.
-        names (Sequence[str]): Of its outputs.
-        metadata (dict): What the file says of itself.
-        path (Path): Where to; appears only if ONNX Runtime agrees.
+        network (nn.Module): Takes images (B, 3, H, W). It is set to eval mode.
+        names (Sequence[str]): Names of its outputs.
+        metadata (dict): The file's metadata.
+        path (Path): The file. It is written only if ONNX Runtime agrees with PyTorch.
 
     Returns:
-        tuple[float, float]: The largest errors of ONNX Runtime and of PyTorch, in float32
-        at the sizes of CHECKED, against PyTorch in float64; relative to the largest
-        element of each output.
+        tuple[float, float]: The largest errors of ONNX Runtime and of PyTorch in float32,
+        compared with PyTorch in float64 at the sizes of CHECKED. They are relative to the
+        largest element of each output.
 
     Raises:
-        ValueError: ONNX Runtime is off by more than TOLERANCE, and by more than twice
-            what float32 costs PyTorch itself (an untrained ResT may lose three digits:
-            its instance norm enlarges differences of nearly uniform maps).
+        ValueError: The error of ONNX Runtime is larger than TOLERANCE, and larger than twice
+            PyTorch's own (an untrained ResT may lose three digits in float32: its instance
+            norm amplifies differences in nearly uniform maps).
         ImportError: A package that writes or runs ONNX is not installed.
     """
     try:
@@ -89,7 +89,7 @@ def export(network: nn.Module, names: Sequence[str], metadata: Dict[str, str],
             worst = [max(pair) for pair in zip(worst, errors)]
     if not worst[0] <= max(TOLERANCE, 2 * worst[1]):
         partial.unlink()
-        raise ValueError(f'not written: ONNX Runtime is {worst[0]:.1e} off, and may be by '
+        raise ValueError(f'not written: ONNX Runtime is {worst[0]:.1e} off. Allowed is '
                          f'{TOLERANCE}, or twice the {worst[1]:.1e} of PyTorch')
     partial.replace(path)
     return tuple(worst)
@@ -105,6 +105,7 @@ def describe_input(cfg: Config) -> Dict[str, str]:
         channel_order='RGB' if to_rgb else 'BGR')
 
 
+@exit_on_user_error
 def main(args: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -113,30 +114,27 @@ def main(args: Optional[List[str]] = None) -> None:
     parser.add_argument('out', type=Path, help='the .onnx file to write')
     parser.add_argument(
         '--part', choices=('backbone', 'classifier'),
-        help='default: the classifier of a config of MMPretrain, else the backbone')
+        help="default: the classifier if the config is MMPretrain's, otherwise the backbone")
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args(args)
     if not hasattr(torch.export, 'Dim') or not hasattr(torch.export.Dim, 'DYNAMIC'):
-        raise SystemExit(f'torch {torch.__version__} cannot export dynamic sizes: '
-                         '2.6 or newer is needed')
-    try:
-        cfg = read_config(args.config, args.cfg_options)
-        is_classifier = cfg.get('default_scope') == 'mmpretrain'
-        part = args.part or ('classifier' if is_classifier else 'backbone')
-        if part == 'classifier' and not is_classifier:
-            raise ValueError(f"part='classifier': config={args.config!r} is not of MMPretrain")
-        model = build_model(cfg, args.checkpoint)
-        rest = find_rest(model)
-        if part == 'classifier':
-            network, names = Logits(model), ['logits']
-        else:
-            network, names = Backbone(rest), [f'stage{i + 1}' for i in rest.out_indices]
-        errors = export(network, names, describe_input(cfg), args.out)
-    except (ValueError, FileNotFoundError, ImportError) as problem:
-        raise SystemExit(str(problem)) from None
+        raise SystemExit(f'torch {torch.__version__} cannot export dynamic sizes; '
+                         'torch 2.6 or newer is needed')
+    cfg = read_config(args.config, args.cfg_options)
+    is_classifier = cfg.get('default_scope') == 'mmpretrain'
+    part = args.part or ('classifier' if is_classifier else 'backbone')
+    if part == 'classifier' and not is_classifier:
+        raise ValueError(f"part='classifier' needs a config of MMPretrain, not {args.config!r}")
+    model = build_model(cfg, args.checkpoint)
+    rest = find_rest(model)
+    if part == 'classifier':
+        network, names = Logits(model), ['logits']
+    else:
+        network, names = Backbone(rest), [f'stage{i + 1}' for i in rest.out_indices]
+    errors = export(network, names, describe_input(cfg), args.out)
     sizes = ', '.join('x'.join(map(str, size)) for size in CHECKED)
     print(f'{args.out}: {part}, {" ".join(names)}, {args.out.stat().st_size / 1e6:.1f} MB; '
-          f'against float64 at {sizes}, ONNX Runtime is at most {errors[0]:.1e} off, '
+          f'largest error against float64 at {sizes}: ONNX Runtime {errors[0]:.1e}, '
           f'PyTorch {errors[1]:.1e}')
 
 
