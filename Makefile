@@ -8,7 +8,7 @@ help:
 	@echo 'make setup      install everything into .venv (the other targets do it too)'
 	@echo 'make demo       train a small detector on your CPU, from end to end'
 	@echo 'make test       run the tests'
-	@echo 'make torture    the long versions of the tests that have one (about ten minutes)'
+	@echo 'make torture    the long versions of the tests that have one (CI runs them too)'
 	@echo 'make bench      measure ResT beside its peers on your CPU (a quarter of an hour)'
 	@echo 'make bench-all  the same and more, on your CPU (hours)'
 	@echo 'make bench-gpu  the same on your GPU'
@@ -27,14 +27,14 @@ setup:
 demo: setup
 	@$(PYTHON_ENV) scripts/demo.py $(ARGS)
 
-# One thread a process: two that share cores wait for each other at every barrier.
+# One thread a process: threads of two processes that share cores wait for each other.
 test: setup
 	OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
 		--durations=10 tests $(ARGS)
 
 torture: setup
 	OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
-		--durations=10 tests/torture tests/benchmarks/test_measure.py --torture $(ARGS)
+		--durations=10 tests --torture $(ARGS)
 
 bench: setup
 	$(PYTHON_ENV) benchmarks/run.py --select cpu $(ARGS)

@@ -3,13 +3,21 @@ import os
 import pytest
 import torch
 
-# Triton's kernels run on a CPU so; it has to be said before anything imports Triton.
+# Triton's interpreter runs the kernels on a CPU. Triton reads this when it is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')
 
 
 def pytest_addoption(parser):
-    parser.addoption('--torture', action='store_true', help='long versions of tests/torture')
+    parser.addoption('--torture', action='store_true',
+                     help='run the tests that have a long version, in that version')
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--torture'):
+        short = [item for item in items if 'many' not in item.fixturenames]
+        items[:] = [item for item in items if 'many' in item.fixturenames]
+        config.hook.pytest_deselected(items=short)
 
 
 @pytest.fixture(scope='session')

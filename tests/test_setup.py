@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401  has distutils
 
 ROOT = Path(__file__).parents[1]
 STAMP = '.venv/.setup-complete'
@@ -403,15 +404,25 @@ def test_two_calls_at_once(project):
 def read_pins(name: str) -> dict:
     text = (ROOT / 'requirements' / name).read_text()
     lines = [line.split(';')[0].strip() for line in text.splitlines()]
-    pairs = [re.split('([=<>].*)', line) for line in lines if line[:1].isalpha()]
+    return split_pins(line for line in lines if line[:1].isalpha())
+
+
+def split_pins(requirements) -> dict:
+    pairs = [re.split('([=<>].*)', requirement) for requirement in requirements]
     return {pair[0].lower(): ''.join(pair[1:]) for pair in pairs}
 
 
-@pytest.mark.parametrize('name', ['build', 'torch', 'mm', 'demo', 'dev'])
-def test_requirements_are_pinned(name):
-    pins = read_pins('constraints.txt')
-    for package, version in read_pins(f'{name}.txt').items():
-        assert pins[package].startswith('==')
+@pytest.mark.parametrize('stack, extras', [
+    ('', ['onedl', 'demo', 'tools', 'docs', 'test']), ('openmmlab/', ['openmmlab'])])
+def test_requirements_are_pinned(stack, extras):
+    pins = read_pins(f'{stack}constraints.txt')
+    wanted = {**read_pins(f'{stack}build.txt'), **read_pins(f'{stack}torch.txt')}
+    from distutils.core import run_setup
+    setup = run_setup(str(ROOT / 'setup.py'), stop_after='init')
+    for extra in extras:
+        wanted.update(split_pins(setup.extras_require[extra]))
+    for package, version in wanted.items():
+        assert pins[package].startswith('=='), package
         if version.startswith('=='):
             assert version == pins[package]
 

@@ -43,8 +43,8 @@ def test_a_process_of_its_own(kind, model, more):
     ('digits', {'box_ap', 'mask_ap', 'top1', 'classifier_seconds', 'detector_seconds',
                 'seconds', 'process_bytes'}),
 ])
-def test_trainings_with_the_tools(kind, keys, pytestconfig):
-    if not pytestconfig.getoption('--torture'):
+def test_trainings_with_the_tools(kind, keys, many):
+    if many(True, False):
         pytest.skip('takes minutes: make torture')
     model = 'Mask R-CNN R-18' if kind == 'digits' else 'Mask R-CNN ResT-Lite'
     found, failure = run.measure_apart(dict(case(kind, model), iterations=20))
