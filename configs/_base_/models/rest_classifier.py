@@ -1,5 +1,6 @@
 # ResT as a classifier (section 3.5 of the paper): average pooling, then one linear layer.
 model = dict(
+    _scope_='mmpretrain',  # for mmengine.hub.get_model, which does not use default_scope
     type='ImageClassifier',
     backbone=dict(type='ResT', arch='small', out_indices=(3, )),
     neck=dict(type='GlobalAveragePooling'),

@@ -2,6 +2,7 @@
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 
 model = dict(
+    _scope_='mmseg',  # for mmengine.hub.get_model, which does not use default_scope
     type='EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
