@@ -176,8 +176,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', type=Path, nargs='?', default=Path('data/digits'))
     parser.add_argument('--seed', type=int, default=0, help='seed of all random numbers')
-    parser.add_argument('--num-train', type=int, default=2000, help='training images for detection')
-    parser.add_argument('--num-val', type=int, default=200, help='validation images for detection')
+    parser.add_argument('--num-train', type=int, default=2000, help='images to train detectors')
+    parser.add_argument('--num-val', type=int, default=200, help='images to validate detectors')
     parser.add_argument(
         '--renders', type=int, default=10,
         help='classification images of each training scan (each validation scan has one)')
