@@ -85,13 +85,14 @@ class EMSA(nn.Module):
     def mixing(self, q: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor]]:
         """Weight (h, h) and bias (h,) of ``transform_conv``, or None without it.
 
-        The scores are never in memory as a whole, so the convolution is applied to the h
-        unit vectors and to zero: its weight is the difference, its bias the last column. It
-        is called, not read, so that hooks, LoRA and pruning work on it.
+        The scores are never in memory as a whole. So the convolution is called on the h unit
+        vectors, times 256, and on zero: its weight is the difference, its bias the output of
+        zero. It is called, not read, so that hooks, LoRA and pruning work on it.
         """
         if not self.mix_heads:
             return None, None
         h = self.num_heads
-        units = torch.eye(h, h + 1, dtype=q.dtype, device=q.device)  # the last column is zero
+        # Times 256, the weight keeps its digits beside a larger bias, in 16 bits too.
+        units = 256 * torch.eye(h, h + 1, dtype=q.dtype, device=q.device)
         out = self.transform_conv(units[None, :, :, None])[0, :, :, 0]  # (h, h + 1)
-        return out[:, :h] - out[:, h:], out[:, h]
+        return (out[:, :h] - out[:, h:]) / 256, out[:, h]
