@@ -1,9 +1,10 @@
-"""Checkpoints from strangers: no code in them runs, nothing is written, memory stays bounded.
+"""Checkpoints from strangers run no code and write no files, and memory stays bounded.
 
-Every payload runs under plain pickle in the end, which shows that it is one. Those of
+Plain pickle runs each payload in the end, which shows that it is one. The payloads of
 tests/models/test_checkpoint.py (system, eval, Popen, exec, bytes for torch) are not repeated.
 """
 import codecs
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -13,33 +14,28 @@ import marshal
 import operator
 import os
 import pickle
-import pydoc
-import runpy
-import shutil
 import struct
 import subprocess
 import sys
-import webbrowser
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from mmengine.registry import WEIGHT_INITIALIZERS
 
 from mmrest import ResT
-from mmrest.models.checkpoint import UnsafeCheckpointError, read_state_dict
+from mmrest.safe_reading import UnsafeCheckpointError, read_checkpoint, read_state_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 ADVICE = "If you trust the file.*torch.save\\(torch.load\\(path, weights_only=False\\)"
 
 
 class Call:
-    """Pickles as a call; its function may be a call, too."""
+    """Pickles as a call, whose function may be a call too."""
 
-    def __init__(self, function, *args, state=None):
-        self.parts = (function, args) if state is None else (function, args, state)
+    def __init__(self, function, *args):
+        self.parts = function, args
 
     def __reduce__(self):
         return self.parts
@@ -79,7 +75,7 @@ def hub(mark):
 
 
 def module(mark):
-    """The name of a module to import, whose import leaves the mark."""
+    """Name of a module whose import makes the mark."""
     sys.path.append(os.path.dirname(script(mark)))
     return mark.stem
 
@@ -102,32 +98,23 @@ def nested(mark):
     return str(path)
 
 
-def source(mark):
-    path = mark.with_suffix('.txt')
-    path.write_text('')
-    return str(path)
-
-
 def globals_of_a_rebuild(mark):
-    """getattr alone leads from a function that tensors need to eval."""
+    """Reaches eval by getattr alone, from a function that tensors need."""
     everything = Call(getattr, torch._utils._rebuild_tensor_v2, '__globals__')
     builtins = Call(Call(getattr, everything, '__getitem__'), '__builtins__')
     return Call(Call(Call(getattr, builtins, '__getitem__'), 'eval'), touch(mark)[0])
 
 
-# Each makes a pickle that leaves the mark. With "beside": names of modules whose objects may
-# lie beside weights, that is, which become nothing and leave no tensors.
+# Each makes a pickle that creates the file ``mark`` when it is loaded. Those in BESIDE use
+# modules whose objects may stand beside weights: they are replaced by Inert, not refused.
 REFUSED = dict(
     importlib=lambda m: pickle.dumps(Call(importlib.import_module, module(m))),
-    runpy=lambda m: pickle.dumps(Call(runpy.run_path, script(m))),
     getattr_chain=lambda m: pickle.dumps(
         Call(Call(getattr, Call(importlib.import_module, 'os'), 'system'), touch(m)[1])),
     partial=lambda m: pickle.dumps(Call(functools.partial(os.system, touch(m)[1]))),
     attrgetter=lambda m: pickle.dumps(Call(
         Call(operator.attrgetter('system'), Call(importlib.import_module, 'os')),
         touch(m)[1])),
-    methodcaller=lambda m: pickle.dumps(Call(
-        operator.methodcaller('system', touch(m)[1]), Call(importlib.import_module, 'os'))),
     torch_hub=lambda m: pickle.dumps(Call(
         functools.partial(torch.hub.load, hub(m), 'go', source='local'))),
     torch_load=lambda m: pickle.dumps(Call(functools.partial(
@@ -141,12 +128,8 @@ REFUSED = dict(
         + b'}\x87R)R'),
     codecs=lambda m: pickle.dumps(Call(exec, Call(
         codecs.decode, codecs.encode(touch(m)[0], 'rot13'), 'rot13'))),
-    shutil=lambda m: pickle.dumps(Call(shutil.copy, source(m), str(m))),
     ctypes=lambda m: pickle.dumps(
         Call(Call(getattr, Call(ctypes.CDLL, None), 'system'), touch(m)[1].encode())),
-    webbrowser=lambda m: pickle.dumps(Call(Call(
-        getattr, Call(webbrowser.GenericBrowser, ['touch', '%s']), 'open'), str(m))),
-    pydoc=lambda m: pickle.dumps(Call(pydoc.pipepager, '', touch(m)[1])),
     build_setstate=lambda m: opcodes(
         name('types', 'SimpleNamespace') + b')R}' + text('__setstate__')
         + name('os', 'system') + b'sb' + text(touch(m)[1]) + b'b'),
@@ -171,14 +154,12 @@ BESIDE = dict(
         name('mmengine.config', 'Config.fromfile') + text(script(m)) + b'\x85R'),
     numpy_load=lambda m: opcodes(
         name('numpy', 'load') + text(npy(m)) + b'N\x88\x87R'),
-    numpy_scalar=lambda m: pickle.dumps(Call(
-        np.load, npy(m), None, True)),
     rebuild_globals=lambda m: pickle.dumps(globals_of_a_rebuild(m)),
 )
 
 
 def zip_file(payload):
-    """A file as torch.save writes it, with this pickle in it."""
+    """A file as torch.save writes it, with the pickle ``payload``."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w') as archive:
         for entry, content in (('data.pkl', payload), ('version', b'3\n'),
@@ -188,22 +169,20 @@ def zip_file(payload):
 
 
 def legacy_file(payload):
-    """As torch.save wrote before version 1.6."""
+    """A file as torch.save wrote it before version 1.6."""
     head = pickle.dumps(0x1950a86a20f9469cfc6c, 2) + pickle.dumps(1001, 2)
     system = dict(protocol_version=1001, little_endian=True, type_sizes={})
     return head + pickle.dumps(system, 2) + payload + pickle.dumps([], 2)
 
 
-def by_pretrained(path):
+def by_init_cfg(path, kind='Pretrained'):
     arch = dict(embed_dims=(8, ), depths=(1, ), num_heads=(1, ), sr_ratios=(1, ))
-    ResT(arch, out_indices=None, init_cfg=dict(
-        type='Pretrained', checkpoint=str(path))).init_weights()
+    init_cfg = [dict(type=kind, checkpoint=str(path))]
+    ResT(arch, out_indices=None, init_cfg=init_cfg).init_weights()
 
 
-def by_scoped_pretrained(path):
-    arch = dict(embed_dims=(8, ), depths=(1, ), num_heads=(1, ), sr_ratios=(1, ))
-    ResT(arch, out_indices=None, init_cfg=[dict(
-        type='mmengine.Pretrained', checkpoint=str(path))]).init_weights()
+def by_scoped_init_cfg(path):
+    by_init_cfg(path, 'mmengine.Pretrained')
 
 
 def by_head(path):
@@ -212,44 +191,31 @@ def by_head(path):
     WEIGHT_INITIALIZERS.build(dict(type='ResTHead', checkpoint=str(path)))(head)
 
 
-LOADERS = [by_pretrained, by_scoped_pretrained, by_head, read_state_dict]
-
-
 @pytest.mark.parametrize('style', [*REFUSED, *BESIDE])
 def test_no_code_runs(style, tmp_path):
     mark, path = tmp_path / 'ran', tmp_path / 'evil.pth'
     payload = {**REFUSED, **BESIDE}[style](mark)
-    files = [zip_file(payload), legacy_file(payload), payload]
-    for content in files:
-        for loader in LOADERS:
-            path.write_bytes(content)
+    for content in (zip_file(payload), legacy_file(payload), payload):
+        path.write_bytes(content)
+        for loader in (by_init_cfg, by_scoped_init_cfg, by_head, read_state_dict):
             with pytest.raises(ValueError) as raised:
                 loader(path)
             assert not mark.exists(), loader
             if style in REFUSED and content is not payload:
                 assert isinstance(raised.value, UnsafeCheckpointError)
                 raised.match(ADVICE)
+        with contextlib.suppress(ValueError):  # objects beside the weights may be read
+            read_checkpoint(path)
+        assert not mark.exists()
     pickle.loads(payload)
     assert mark.exists(), 'this is no payload: plain pickle does not run it'
 
 
-def test_the_converter_runs_no_code(tmp_path):
-    mark, path, out = tmp_path / 'ran', tmp_path / 'evil.pth', tmp_path / 'out.pth'
-    path.write_bytes(zip_file(REFUSED['build_ordered_dict'](mark)))
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools/model_converters/convert_checkpoint.py', path, out,
-         '--to', 'mmpretrain'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        cwd=tmp_path)
-    assert done.returncode == 1
-    assert 'os.system, for which weights have no use' in done.stdout
-    assert not mark.exists() and not out.exists()
-
-
-# What is no code, and does harm all the same
+# Harm without code
 
 
 def change(module, attribute, **attributes):
-    """Opcodes that set attributes of a global object: pickle's BUILD takes a pair of dicts."""
+    """Opcodes that set attributes of a global object: BUILD takes a pair of dicts."""
     items = b''.join(
         text(key) + (b'\x88' if value is True else text(value))
         for key, value in attributes.items())
@@ -260,7 +226,7 @@ def change(module, attribute, **attributes):
     ('torch._utils', '_rebuild_tensor_v2'), ('torch.storage', 'UntypedStorage'),
     ('mmengine', 'Config'), ('collections', 'OrderedDict')])
 def test_no_file_is_written_and_nothing_changed(target, tmp_path, monkeypatch):
-    """torch.load writes NAME.patch for a 'module' of another source, if the module says so."""
+    """torch.load writes NAME.patch if a 'module' has dump_patches and another source."""
     monkeypatch.chdir(tmp_path)
     written = tmp_path / 'of_a_strangers_choice'
     body = change(*target, dump_patches=True, __name__=str(written)) + b'0(' + b''.join(
@@ -277,7 +243,7 @@ def test_no_file_is_written_and_nothing_changed(target, tmp_path, monkeypatch):
         assert [p.name for p in tmp_path.iterdir()] == ['evil.pth']
     if attribute != 'UntypedStorage':
         return
-    # The same file, read as torch.load reads files that one trusts.
+    # A plain torch.load of the same file does write it.
     path.write_bytes(legacy_file(opcodes(body)))
     try:
         with pytest.warns(Warning):
@@ -303,7 +269,7 @@ def test_a_modules_source_is_never_looked_at(tmp_path, monkeypatch):
 
 PEAK = """
 import json, resource, sys
-from mmrest.models.checkpoint import read_state_dict
+from mmrest.safe_reading import read_state_dict
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 found = {}
 for path in sys.argv[1:]:
@@ -319,7 +285,7 @@ print(json.dumps(found))
 
 
 def tensor_of(storage_elements, size, stride=1, offset=0, key='0'):
-    """Opcodes of a dict with one tensor, as torch.save writes it, of any sizes."""
+    """Opcodes of a dict with one tensor that claims these sizes."""
     def number(value):
         return b'J' + struct.pack('<i', value)
 
@@ -333,10 +299,10 @@ def tensor_of(storage_elements, size, stride=1, offset=0, key='0'):
 def bomb():
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr('archive/data.pkl', opcodes(tensor_of(2**28 - 1, 2**28 - 1)))
+        archive.writestr('archive/data.pkl', opcodes(tensor_of(2**26 - 1, 2**26 - 1)))
         archive.writestr('archive/version', '3\n')
         with archive.open('archive/data/0', 'w', force_zip64=True) as entry:
-            for _ in range(1024):
+            for _ in range(256):
                 entry.write(bytes(2**20))
     return file.getvalue()
 
@@ -354,7 +320,7 @@ HARMFUL = {
     'bomb.pth': (bomb, 'larger than the file'),
     'memo.pth': (lambda: zip_file(opcodes(b'}r' + struct.pack('<I', 2**29))),
                  'no named tensors'),
-    # torch 2.1 takes what there is, a tensor of two elements.
+    # torch 2.1 reads it: a tensor of two elements.
     'storage.pth': (lambda: zip_file(opcodes(tensor_of(2**31 - 1, 2))), ''),
     'size.pth': (lambda: zip_file(opcodes(tensor_of(16, 2**31 - 1))), 'cannot be read'),
     'offset.pth': (lambda: zip_file(opcodes(tensor_of(16, 2, offset=-8))), 'cannot be read'),
@@ -369,7 +335,6 @@ HARMFUL = {
     'outside.pth': (lambda: zip_file(opcodes(tensor_of(16, 2, key='../../../etc/passwd'))),
                     'cannot be read'),
     'deep.pth': (lambda: zip_file(opcodes(b'(' * 10**6 + b'l' * 10**6)), 'no named tensors'),
-    'header.safetensors': (lambda: safetensors_file({}, length=2**62), 'cannot be read'),
     'long.safetensors': (lambda: safetensors_file(b' ' * 10, length=99 * 10**6),
                          'cannot be read'),
     'overlap.safetensors': (lambda: safetensors_file(
@@ -384,7 +349,6 @@ HARMFUL = {
         dict(a=entry(8, 0)), bytes(8)), 'cannot be read'),
     'twice.safetensors': (lambda: safetensors_file(
         b'{"a":' + json.dumps(entry(0, 8)).encode() + b'}' * 2, bytes(8)), 'cannot be read'),
-    'json.safetensors': (lambda: safetensors_file(b'[' * 10**5), 'cannot be read'),
     'names.safetensors': (lambda: safetensors_file(
         {'../../etc/passwd': entry(0, 8)}, bytes(8)), 'is named like a path'),
     'backslash.safetensors': (lambda: safetensors_file(
@@ -393,7 +357,7 @@ HARMFUL = {
 
 
 def test_files_that_lie_about_their_sizes(tmp_path):
-    """Refused or harmless, in a process whose peak of memory is measured after each file."""
+    """Each is refused or harmless; a process measures its peak of memory after each file."""
     for kind, (make, _) in HARMFUL.items():
         (tmp_path / kind).write_bytes(make())
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', PEAK, *HARMFUL],
@@ -405,7 +369,7 @@ def test_files_that_lie_about_their_sizes(tmp_path):
     for kind, (_, words) in HARMFUL.items():
         error, growth = found[kind]
         size = (tmp_path / kind).stat().st_size / 2**20
-        if words not in error or growth > 32 + 64 * size:  # a byte of pickle makes a list
+        if words not in error or growth > 32 + 64 * size:  # a byte can make a list
             failures.append(f'{kind}, {size:.2f} MB: {growth:.0f} MB, {error}')
     assert not failures, failures
     assert {p.name for p in tmp_path.iterdir()} == set(HARMFUL)
