@@ -3,11 +3,11 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch for whole samples in training.
+    """Stochastic depth: sets a residual branch to zero for some samples in training.
 
     Args:
-        drop_prob (float): Probability of dropping, in [0, 1). What is kept is divided
-            by ``1 - drop_prob``.
+        drop_prob (float): Probability of zero, in [0, 1). The other samples are divided by
+            ``1 - drop_prob``.
     """
 
     def __init__(self, drop_prob: float = 0.):

@@ -1,12 +1,13 @@
 """Between images (B, C, H, W) and tokens (B, N, C), N = H W.
 
-Inside the network an image is a view of its tokens, that is, in channels_last memory:
-no copies, and depth-wise convolutions are many times faster so on a CPU. Two operators
-misread other memory without a word, hence two rules. mmcv's RoIAlign takes any memory for
-contiguous (B, C, H, W): what leaves the network is. PyTorch's BatchNorm on a CPU returns
-a wrong gradient at batch 1 when its input or the incoming gradient is a transposed view
-with a stray stride for the batch, as ``x.transpose(1, 2).reshape(1, C, H, W)`` has: so both
-directions and both gradients go through ``view`` of contiguous tokens.
+Inside the network an image is a view of its tokens, which is channels_last memory. Nothing is
+copied, and depth-wise convolutions are many times faster on a CPU.
+
+Two operators silently misread other memory. mmcv's RoIAlign assumes contiguous (B, C, H, W), so
+the outputs of the network are contiguous. PyTorch's BatchNorm on a CPU returns a wrong gradient
+at batch 1 if its input or the incoming gradient is a transposed view with an odd stride for the
+batch, like ``x.transpose(1, 2).reshape(1, C, H, W)``. So both functions, and their gradients,
+take a ``view`` of contiguous tokens.
 """
 from typing import Tuple
 
