@@ -101,7 +101,7 @@ GPU = [
 ]
 PLAN = dict(cpu=CPU, long=LONG, gpu=GPU)
 SELECTIONS = dict(cpu=('cpu', ), all=('cpu', 'long'), gpu=('gpu', ))
-MINUTES = dict(cpu=13)  # a turn starts only if its last one, repeated, would end by then
+MINUTES = dict(cpu=16)  # a turn starts only if its last one, repeated, would end by then
 
 
 def measure_apart(case):
