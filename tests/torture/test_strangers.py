@@ -334,7 +334,7 @@ HARMFUL = {
                       'cannot be read'),
     'outside.pth': (lambda: zip_file(opcodes(tensor_of(16, 2, key='../../../etc/passwd'))),
                     'cannot be read'),
-    'deep.pth': (lambda: zip_file(opcodes(b'(' * 10**6 + b'l' * 10**6)), 'no named tensors'),
+    'deep.pth': (lambda: zip_file(opcodes(b'(' * 2**18 + b'l' * 2**18)), 'no named tensors'),
     'long.safetensors': (lambda: safetensors_file(b' ' * 10, length=99 * 10**6),
                          'cannot be read'),
     'overlap.safetensors': (lambda: safetensors_file(

@@ -1,0 +1,68 @@
+"""A file is written whole or not at all."""
+import errno
+import os
+import resource
+import signal
+
+import pytest
+
+from mmrest.files import write_whole
+
+
+def test_content_and_folders_are_written(tmp_path):
+    path = tmp_path / 'a/b/file.txt'
+    for content in (b'old', b'', b'new\r\n\0'):
+        write_whole(str(path), content)
+        assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_name_without_a_folder_is_in_the_current_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_whole('file.txt', b'x')
+    assert (tmp_path / 'file.txt').read_bytes() == b'x'
+
+
+def test_a_process_may_die_at_any_time(tmp_path, monkeypatch):
+    """The old file stays until the new one is on the disk, whole."""
+    path, seen = tmp_path / 'file.txt', []
+    write_whole(path, b'old')
+    for function in (os.fsync, os.replace):
+        def spy(*args, function=function):
+            beside, = (p for p in tmp_path.iterdir() if p != path)
+            seen.append((function.__name__, path.read_bytes(), beside.read_bytes()))
+            return function(*args)
+        monkeypatch.setattr(os, function.__name__, spy)
+    write_whole(path, b'new')
+    assert seen == [('fsync', b'old', b'new'), ('replace', b'old', b'new')]
+    assert path.read_bytes() == b'new'
+
+
+@pytest.fixture
+def full_disk():
+    """A file of this process cannot grow past 100 bytes."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_leaves_the_old_file_alone(tmp_path, full_disk):
+    path = tmp_path / 'file.txt'
+    path.write_bytes(b'old')
+    with pytest.raises(OSError) as raised:
+        write_whole(path, bytes(1000))
+    assert raised.value.errno == errno.EFBIG
+    assert path.read_bytes() == b'old' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_path_that_cannot_be_replaced_leaves_nothing(tmp_path):
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'file').touch()
+    with pytest.raises(IsADirectoryError):
+        write_whole(tmp_path / 'folder', b'x')
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / 'file/x', b'x')
+    assert {p.name for p in tmp_path.iterdir()} == {'folder', 'file'}
