@@ -1,4 +1,4 @@
-"""Images of any size: finite, the same twice, each for itself, and the published numbers."""
+"""Images of any size: finite features, equal to those of the image alone and to the port's."""
 import math
 import random
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks.published import PublishedResT
+from benchmarks.published import PublishedResT, published_names
 from mmrest import ResT
 
 ARCHS = [
@@ -21,7 +21,7 @@ MAPS = 2**26  # elements of the attention maps of one image, all heads and block
 
 
 def build(arch, stem='rest', attention='emsa'):
-    """Weights large enough that no branch hides behind a std of 0.02."""
+    """A model whose weights are large enough for every branch to change the features."""
     torch.manual_seed(0)
     model = ResT(arch, out_indices=None, stem=stem, attention=attention).eval()
     for name, p in model.named_parameters():
@@ -37,7 +37,7 @@ def build(arch, stem='rest', attention='emsa'):
 
 
 def least_side(arch, stem):
-    """What the arch can take: 4 pixels of PVT's stem, 2 cells where a reduction is odd."""
+    """The smallest image: 4 pixels for PVT's stem, 2 cells where a reduction is odd."""
     side = 4 if stem == 'pvt' else 1
     settings = ResT.arch_zoo[arch] if isinstance(arch, str) else arch
     for stage, sr_ratio in enumerate(settings['sr_ratios']):
@@ -58,7 +58,7 @@ def work(arch, height, width):
 
 
 def drawn(count, largest, seed=0):
-    """Sizes from 1 up, log-uniform; a tenth of them one pixel wide or high."""
+    """Sizes from 1 up, log-uniform; a tenth of them have one side of the least size."""
     draw = random.Random(seed)
     cases = []
     while len(cases) < count:
@@ -78,10 +78,10 @@ def drawn(count, largest, seed=0):
 
 
 def check(model, batch, height, width):
-    """Features finite, bit for bit the same again, and those of each image alone.
+    """The features are finite, bit for bit the same again, and those of each image alone.
 
-    The last in float64, where a leak from image to image cannot hide behind rounding: that of
-    float32 depends on the batch, and the norm multiplies it by up to 316.
+    The last is checked in float64: in float32 the rounding depends on the batch, and the norm
+    multiplies it by up to 316.
     """
     torch.manual_seed(height * 10007 + width)
     images = torch.randn(batch, 3, height, width)
@@ -129,9 +129,7 @@ def gradients(model, image):
     for x in features:
         weight = torch.randn(1, *x.shape[1:], dtype=x.dtype)
         loss = loss + (x[:1] * weight).sum() + (x[:1]**2 * weight).mean()
-    names, params = zip(*sorted(
-        ('norm4.' + name[5:] if name.startswith('norm.') else name, p)
-        for name, p in model.named_parameters()))
+    names, params = zip(*sorted(published_names(dict(model.named_parameters())).items()))
     grads = torch.autograd.grad(loss, [image, *params])
     return [x[:1] for x in features] + [grads[0][:1], *grads[1:]], names
 
@@ -139,20 +137,17 @@ def gradients(model, image):
 def test_the_published_numbers_at_random_sizes(many):
     """Features and all gradients in float64, in eval mode.
 
-    The port gets the image twice where the batch is 1: PyTorch's BatchNorm returns a wrong
-    gradient there for the published layouts.
+    A batch of 1 is given to the port twice: PyTorch's BatchNorm returns a wrong gradient at
+    batch 1 for the published memory layouts.
     """
     draw = random.Random(1)
     largest = many(100, 400)
     torch.manual_seed(0)
     published, ours = PublishedResT('lite').double().eval(), build('lite').double()
-    published.load_state_dict({
-        ('norm.' + name[6:] if name.startswith('norm4.') else name): value
-        for name, value in ours.state_dict().items()})
+    published.load_state_dict(published_names(ours.state_dict()))
     seen = set()
     for _ in range(many(3, 50)):
-        # Sides of 33 and more leave a map of more than one element to the port's
-        # InstanceNorm, which refuses one.
+        # With 33 pixels the smallest map has more than one element: InstanceNorm needs that.
         height, width = (round(math.exp(draw.uniform(math.log(33), math.log(largest))))
                          for _ in range(2))
         batch = draw.randint(1, 3)
@@ -171,7 +166,7 @@ def test_the_published_numbers_at_random_sizes(many):
 
 @pytest.mark.parametrize('stem', ['rest', 'resnet', 'pvt'])
 def test_corners_of_sizes(stem, many):
-    """Hypothesis looks for sizes near the edges of blocks, strides and paddings."""
+    """Hypothesis tries sizes near the edges of strides and paddings."""
     import hypothesis
     from hypothesis import strategies as st
     models = [build(arch, stem) for arch in ARCHS]
