@@ -1,9 +1,8 @@
-"""The converter against the networks of the other code bases, written out by hand.
+"""The converter: converted models compute what the models of the other code bases compute.
 
-detectron2 is not installed: its forward passes stand below in torch.nn.functional, from its
-public code (modeling/backbone/fpn.py, meta_arch/retinanet.py, proposal_generator/rpn.py,
-roi_heads/, anchor_generator.py, box_regression.py) and the published
-object_detection/restv2/rest.py.
+detectron2 is not installed. Its forward passes are below, written with torch.nn.functional from
+its public code (modeling/backbone/fpn.py, meta_arch/retinanet.py, proposal_generator/rpn.py,
+roi_heads/, anchor_generator.py, box_regression.py). The backbone is benchmarks/published.py.
 """
 import math
 import os
@@ -19,8 +18,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch.testing import assert_close
 
+from benchmarks.published import PublishedResT, published_names
 from mmrest import ResT
-from mmrest.models.checkpoint import read_state_dict
+from mmrest.safe_reading import read_state_dict
 
 from .. import golden
 
@@ -43,7 +43,7 @@ def converter(monkeypatch):
 
 @pytest.fixture
 def call(converter, monkeypatch, capsys):
-    """The tool with arguments: (exit code, everything that it said)."""
+    """Call the script with arguments: (exit code, everything that it printed)."""
     def call(*args):
         monkeypatch.setattr(sys, 'argv', ['convert_checkpoint.py', *map(str, args)])
         try:
@@ -58,7 +58,7 @@ def call(converter, monkeypatch, capsys):
     return call
 
 
-# State dicts by the other code bases' names and shapes
+# State dicts with the names and shapes of the other code bases
 
 
 def draw(shapes, seed=0):
@@ -128,33 +128,30 @@ SIZES = dict(
 
 
 def lite(family):
-    """Of the published ResT-Lite (names from its code) and detectron2's own heads."""
+    """The published ResT-Lite (names from its code) and detectron2's own heads."""
     state = {}
     for name, value in golden.draw_weights('lite').items():
         if name.startswith('head.') or (family == 'retinanet' and name.startswith('norm1.')):
             continue
         if name == 'stem.conv1.weight':
-            value = value / 57  # of inputs whose std is not 1
+            value = value / 57  # the std of the input is not 1
         state[f'backbone.bottom_up.{name}'] = value
     heads = mask_rcnn_heads if family == 'mask_rcnn' else retinanet_heads
     state.update(draw(heads((64, 128, 256, 512))))
-    for name in state:  # detectron2 does not bound how small a box becomes, mmdet does
+    for name in state:  # mmdet limits how small a box becomes, detectron2 does not
         if 'bbox_pred' in name or 'anchor_deltas' in name:
             state[name] = state[name] / 10
     return state
 
 
 def tiny(family, classes=CLASSES):
-    """The same layout around a backbone of few parameters, in float32."""
+    """The same layout with a backbone of few parameters, in float32."""
     arch = dict(embed_dims=(8, 8, 16, 16), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4),
                 sr_ratios=(4, 2, 2, 1))
     torch.manual_seed(0)
     backbone = ResT(arch, out_indices=(1, 2, 3) if family == 'retinanet' else None)
-    state = {
-        'backbone.bottom_up.' + name.replace('norm4.', 'norm.') if name.startswith('norm4.')
-        else f'backbone.bottom_up.{name}': value
-        for name, value in backbone.state_dict().items()
-    }
+    state = {f'backbone.bottom_up.{name}': value
+             for name, value in published_names(backbone.state_dict()).items()}
     heads = mask_rcnn_heads if family == 'mask_rcnn' else retinanet_heads
     state.update(draw(heads(arch['embed_dims'], classes)))
     return {name: value.float() if value.is_floating_point() else value
@@ -171,80 +168,19 @@ def with_buffers(state, family, mean=BGR_MEAN, std=(1., 1., 1.)):
 
 
 def classifier():
-    """The published ImageNet file: neither norm1 to norm3 nor what detection adds."""
+    """The published ImageNet file. It does not have the norms that detection adds."""
     return {n: v for n, v in golden.draw_weights('lite').items()
             if not n.startswith(('norm1.', 'norm2.', 'norm3.'))}
 
 
-# The other code bases' networks
+# The models of the other code bases
 
 
-class Published:
-    """ResT as published, on a state dict; ``out`` is what detection normalises."""
-
-    def __init__(self, state, prefix='', out=()):
-        self.state, self.prefix, self.out = state, prefix, out
-
-    def get(self, name):
-        return self.state.get(self.prefix + name)
-
-    def conv(self, x, name, **kwargs):
-        return F.conv2d(x, self.get(f'{name}.weight'), self.get(f'{name}.bias'), **kwargs)
-
-    def linear(self, x, name):
-        return F.linear(x, self.get(f'{name}.weight'), self.get(f'{name}.bias'))
-
-    def batch_norm(self, x, name):
-        return F.batch_norm(x, *(self.get(f'{name}.{kind}') for kind in (
-            'running_mean', 'running_var', 'weight', 'bias')))
-
-    def layer_norm(self, x, name):
-        weight = self.get(f'{name}.weight')
-        return F.layer_norm(x, weight.shape, weight, self.get(f'{name}.bias'))
-
-    def position(self, x, name):
-        return x * self.conv(x, f'{name}.pa_conv', padding=1, groups=x.shape[1]).sigmoid()
-
-    def attention(self, x, H, W, name, heads, s):
-        B, N, C = x.shape
-        q = self.linear(x, f'{name}.q').view(B, N, heads, -1).transpose(1, 2)
-        if s > 1:
-            image = x.transpose(1, 2).reshape(B, C, H, W)
-            image = self.conv(image, f'{name}.sr', stride=s, padding=s // 2, groups=C)
-            x = self.layer_norm(image.flatten(2).transpose(1, 2), f'{name}.sr_norm')
-        kv = self.linear(x, f'{name}.kv').view(B, -1, 2, heads, C // heads)
-        k, v = kv.permute(2, 0, 3, 1, 4)
-        attn = q @ k.transpose(-2, -1) * (C // heads)**-0.5
-        if heads > 1:
-            attn = F.instance_norm(self.conv(attn, f'{name}.transform_conv').softmax(-1))
-        else:
-            attn = attn.softmax(-1)
-        return self.linear((attn @ v).transpose(1, 2).reshape(B, N, C), f'{name}.proj')
-
-    def __call__(self, x):
-        x = self.batch_norm(self.conv(x, 'stem.conv1', stride=2, padding=1), 'stem.norm1')
-        x = self.batch_norm(self.conv(x.relu(), 'stem.conv2', padding=1), 'stem.norm2')
-        x = self.conv(x.relu(), 'stem.conv3', stride=2, padding=1)
-        x, features = self.position(x, 'stem.pos'), []
-        for i, (heads, s) in enumerate(((1, 8), (2, 4), (4, 2), (8, 1)), 1):
-            if i > 1:
-                embed = f'patch_embed_{i}'
-                x = self.conv(x, f'{embed}.conv', stride=2, padding=1)
-                x = self.position(self.batch_norm(x, f'{embed}.norm'), f'{embed}.pos')
-            B, C, H, W = x.shape
-            x = x.flatten(2).transpose(1, 2)
-            for j in range(2):
-                block = f'stage{i}.{j}'
-                x = x + self.attention(
-                    self.layer_norm(x, f'{block}.norm1'), H, W, f'{block}.attn', heads, s)
-                hidden = self.linear(self.layer_norm(x, f'{block}.norm2'), f'{block}.mlp.fc1')
-                x = x + self.linear(F.gelu(hidden), f'{block}.mlp.fc2')
-            if i == 4 or i in self.out:
-                x = self.layer_norm(x, 'norm' if i == 4 else f'norm{i}')
-            x = x.transpose(1, 2).reshape(B, C, H, W)
-            if i in self.out:
-                features.append(x)
-        return features if self.out else x
+def published(state, prefix='', **kwargs):
+    model = PublishedResT('lite', **kwargs).double().eval()
+    model.load_state_dict({name[len(prefix):]: value for name, value in state.items()
+                           if name.startswith(prefix) and not name.startswith('head.')})
+    return model
 
 
 def d2_conv(x, state, name, **kwargs):
@@ -263,7 +199,7 @@ def d2_fpn(state, features, first):
 
 
 def d2_anchors(features, family):
-    """Per level (H W A, 4)."""
+    """(H W A, 4) for each level."""
     levels, strides = [], (4, 8, 16, 32, 64) if family == 'mask_rcnn' else (8, 16, 32, 64, 128)
     for x, stride, sizes in zip(features, strides, SIZES[family]):
         y_shift, x_shift = torch.meshgrid(
@@ -290,13 +226,11 @@ def d2_boxes(deltas, anchors, weights):
     return torch.cat([centre - sides / 2, centre + sides / 2], 1)
 
 
-# Our side
+# Our models
 
 
 def build(name, report):
     """A config's model in float64, with the options that the report prints."""
-    from mmdet.utils import register_all_modules
-    register_all_modules(init_default_scope=False)
     cfg = Config.fromfile(ROOT / 'configs' / name)
     init_default_scope(cfg.default_scope)
     line, = (line for line in report if '--cfg-options ' in line)
@@ -314,7 +248,7 @@ def image():
 
 
 def mm_input(model, bgr):
-    """As the detector's preprocessor does it, which has mean and std in float32."""
+    """The output of the detector's preprocessor in float64; its mean and std are float32."""
     preprocessor = model.data_preprocessor
     assert preprocessor._channel_conversion
     mean, std = (torch.tensor(value, dtype=torch.double).view(3, 1, 1)
@@ -330,7 +264,6 @@ def d2_input(bgr, order='BGR', std=(1., 1., 1.)):
     return x / torch.tensor(std, dtype=torch.double).view(1, 3, 1, 1)
 
 
-
 @pytest.mark.parametrize('order, std', [('BGR', None), ('RGB', RGB_STD)])
 @torch.no_grad()
 def test_retinanet_is_detectron2s(order, std, converter):
@@ -343,7 +276,8 @@ def test_retinanet_is_detectron2s(order, std, converter):
     priors = model.bbox_head.prior_generator.grid_priors(
         [x.shape[-2:] for x in cls], dtype=torch.double, device='cpu')
 
-    bottom_up = Published(state, 'backbone.bottom_up.', out=(2, 3, 4))
+    bottom_up = published(state, 'backbone.bottom_up.', out_indices=(1, 2, 3),
+                          norm_in_trunk=True)
     stages = bottom_up(d2_input(image(), order, std or (1., 1., 1.)))
     levels = d2_fpn(state, stages, 3)
     p6 = d2_conv(stages[-1], state, 'backbone.top_block.p6', stride=2, padding=1)
@@ -358,7 +292,7 @@ def test_retinanet_is_detectron2s(order, std, converter):
                 y = d2_conv(y, state, f'head.{tower}.{j}', padding=1).relu()
             towers.append(d2_per_anchor(d2_conv(y, state, f'head.{out}', padding=1), k))
         scores, deltas = towers
-        # Which of detectron2's anchors each of ours is, by its corners alone.
+        # Match detectron2's anchors with ours by their corners alone.
         distance = torch.cdist(priors[i], anchors, p=1)
         match = distance.argmin(1)
         assert distance.min(1).values.max() < 1e-3
@@ -383,7 +317,7 @@ def test_mask_rcnn_is_detectron2s(converter):
     priors = model.rpn_head.prior_generator.grid_priors(
         [x.shape[-2:] for x in cls], dtype=torch.double, device='cpu')
 
-    stages = Published(state, 'backbone.bottom_up.', out=(1, 2, 3, 4))(d2_input(image()))
+    stages = published(state, 'backbone.bottom_up.', norm_in_trunk=True)(d2_input(image()))
     levels = d2_fpn(state, stages, 2)
     levels.append(F.max_pool2d(levels[-1], 1, 2))
     for i, (x, anchors) in enumerate(zip(levels, d2_anchors(levels, 'mask_rcnn'))):
@@ -433,16 +367,15 @@ def test_classifier_is_the_published_one(converter):
     state = classifier()
     state['head.weight'], state['head.bias'] = state['head.weight'][:7], state['head.bias'][:7]
     conversion = converter.Conversion(state, 'mmpretrain')
-    from mmpretrain.utils import register_all_modules
-    register_all_modules(init_default_scope=False)
     model = build('classification/rest_lite_8xb256_in1k.py', conversion.report)
     model.load_state_dict(conversion.result, strict=True)
     x = (image().flip(1) - 120) / 58
-    want = F.linear(Published(state)(x).mean((2, 3)), state['head.weight'], state['head.bias'])
+    features, = published(state, out_indices=(3, ))(x)
+    want = F.linear(features.mean((2, 3)), state['head.weight'], state['head.bias'])
     assert_close(model(x, mode='tensor'), want)
 
 
-# There and back
+# Round trips
 
 
 def test_classifiers_come_back_bit_for_bit(call, tmp_path):
@@ -468,7 +401,7 @@ def test_classifiers_come_back_bit_for_bit(call, tmp_path):
 @pytest.mark.parametrize('family', ['mask_rcnn', 'retinanet'])
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
 def test_detectors_come_back(family, suffix, call, tmp_path):
-    """All bits, but for conv1: scaled and scaled back, two roundings in float32."""
+    """Bit for bit, except for conv1: it is scaled twice, with a float32 rounding each."""
     state = tiny(family)
     names = [tmp_path / f'{n}.{suffix}' for n in ('mm', 'back', 'again')]
     torch.save(dict(model=with_buffers(state, family), iteration=9), tmp_path / 'd2.pth')
@@ -537,15 +470,15 @@ def test_it_runs_as_a_script_from_anywhere(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == [
         f'it needs: --cfg-options {" ".join(OPTIONS)}', 'written: mm.pth']
-    assert 'assumed: input BGR, std 1 1 1, as far as the file does not' in done.stdout
+    assert 'assumed: input BGR, std 1 1 1, because IN does not say it' in done.stdout
     assert 'head.cls_score.*' in done.stdout and '(anchors reordered)' in done.stdout
 
 
-# Refusals: exit code 1, a sentence, nothing written
+# Errors: exit code 1, one sentence, nothing written
 
 
 def edit(state, **changes):
-    """With names changed; None removes."""
+    """Replace values, or remove them with None."""
     state = dict(state)
     for name, value in changes.items():
         name = name.replace('__', '.')
@@ -555,11 +488,12 @@ def edit(state, **changes):
     return state
 
 
-ANCHORS = {'anchor_generator.cell_anchors.0': d2_cell_anchors([16, 20, 25])}
+OTHER_ANCHORS = {'anchor_generator.cell_anchors.0': d2_cell_anchors([16, 20, 25])}
 
 
 @pytest.mark.parametrize('family, changes, words', [
-    ('retinanet', {'head.extra.weight': torch.ones(1)}, 'no head.extra.weight in a RetinaNet'),
+    ('retinanet', {'head.extra.weight': torch.ones(1)},
+     'detectron2 has no head.extra.weight in a RetinaNet'),
     ('retinanet', {'backbone.fpn_lateral3.norm.weight': torch.ones(256)},
      'fpn_lateral3.norm.weight'),
     ('retinanet', {'head.cls_subnet.4.bias': None}, 'lacks head.cls_subnet.4.bias'),
@@ -570,18 +504,18 @@ ANCHORS = {'anchor_generator.cell_anchors.0': d2_cell_anchors([16, 20, 25])}
     ('retinanet', {'head.bbox_pred.weight': torch.ones(12, 256, 3, 3),
                    'head.bbox_pred.bias': torch.ones(12)}, 'it is (36, 256, 3, 3)'),
     ('retinanet', {'head.cls_score.weight': torch.ones(28, 256, 3, 3),
-                   'head.cls_score.bias': torch.ones(28)}, '28 outputs, not 9 anchors'),
+                   'head.cls_score.bias': torch.ones(28)}, '28 outputs, which is not possible'),
     ('retinanet', {'head.cls_score.bias': torch.ones(18)}, 'head.cls_score.bias is (18,)'),
-    ('retinanet', {'head.cls_score.weight': torch.tensor(1.)}, '1 outputs, not 9 anchors'),
+    ('retinanet', {'head.cls_score.weight': torch.tensor(1.)}, '1 outputs, which is not'),
     ('retinanet', {'head.cls_subnet.0.bias': torch.tensor(1.)}, 'cls_subnet.0.bias is ()'),
-    ('retinanet', ANCHORS, 'other anchors than the configs'),
+    ('retinanet', OTHER_ANCHORS, 'differ from those of the configs here'),
     ('retinanet', {'backbone.top_block.p6.weight': torch.ones(256, 256, 3, 3)},
      'it is (256, 16, 3, 3)'),
     ('mask_rcnn', {'backbone.fpn_lateral3.weight': torch.ones(256, 16, 1, 1)},
      'it is (256, 8, 1, 1)'),
     ('mask_rcnn', {'roi_heads.box_predictor.bbox_pred.weight': torch.ones(4, 16),
                    'roi_heads.box_predictor.bbox_pred.bias': torch.ones(4)},
-     'with the 3 classes of roi_heads.box_predictor.cls_score'),
+     'bbox_pred.weight is (4, 16); in a Mask R-CNN with 3 classes'),
     ('mask_rcnn', {'roi_heads.mask_head.predictor.weight': torch.ones(80, 256, 1, 1),
                    'roi_heads.mask_head.predictor.bias': torch.ones(80)},
      'it is (3, 256, 1, 1)'),
@@ -592,7 +526,7 @@ def test_what_does_not_map_is_refused(family, changes, words, call, tmp_path):
     out.write_bytes(b'precious')
     torch.save(edit(tiny(family), **changes), tmp_path / 'd2.pth')
     code, said = call(tmp_path / 'd2.pth', out, '--to', 'mmdet')
-    assert code == 1 and words in said and 'd2.pth is not converted' in said, said
+    assert code == 1 and words in said, said
     assert out.read_bytes() == b'precious'
     assert {p.name for p in tmp_path.iterdir()} == {'out.pth', 'd2.pth'}
 
@@ -611,13 +545,13 @@ def test_directions_that_do_not_exist_are_refused(call, converter, tmp_path):
         (published, 'mmdet', [], 'model.backbone.init_cfg.checkpoint=IN\n'),
         (mmpretrain, 'mmdet', [], 'model.backbone.init_cfg.prefix=backbone.'),
         (mmpretrain, 'detectron2', [], 'a classifier has no detection head'),
-        (published, 'mmpretrain', ['--input-format', 'RGB'], 'about detectron2'),
-        (mmdet, 'detectron2', [], f'say so: --cfg-options {" ".join(OPTIONS)}'),
+        (published, 'mmpretrain', ['--input-format', 'RGB'], 'for detectron2 only'),
+        (mmdet, 'detectron2', [], f'add --cfg-options {" ".join(OPTIONS)}'),
         (mmdet, 'detectron2', ['--cfg-options', OPTIONS[0]], OPTIONS[1]),
         (mmdet, 'detectron2', ['--cfg-options', OPTIONS[0].replace('True', 'False')],
          OPTIONS[0]),
         (d2, 'mmdet', ['--cfg-options', *OPTIONS], 'is for mmdet -> detectron2 only'),
-        (backbone, 'mmdet', [], 'no head'),
+        (backbone, 'mmdet', [], 'with no head'),
         (own, 'detectron2', [], 'not those of a classifier or detector'),
         (dict(own, **{'decode_head.conv_seg.weight': torch.ones(1)}), 'mmdet', [], "mmseg's"),
         ({'layer1.0.conv1.weight': torch.ones(1)}, 'mmdet', [], 'layer1.0.conv1.weight'),
@@ -628,7 +562,7 @@ def test_directions_that_do_not_exist_are_refused(call, converter, tmp_path):
         assert not (tmp_path / 'out.pth').exists()
 
 
-def test_files_that_cannot_be_read_or_written(call, tmp_path, monkeypatch):
+def test_files_that_cannot_be_read_or_written(call, tmp_path):
     d2, out = tmp_path / 'd2.pth', tmp_path / 'out.pth'
     torch.save(tiny('retinanet'), d2)
     (tmp_path / 'model.pkl').write_bytes(pickle.dumps({'model': {}}))
@@ -636,20 +570,12 @@ def test_files_that_cannot_be_read_or_written(call, tmp_path, monkeypatch):
     for name, target, words in [
             ('nowhere.pth', out, 'no such file'), ('text.pth', out, 'text.pth'),
             ('model.pkl', out, 'a pickle of NumPy arrays'),
-            ('d2.pth', tmp_path / 'out.onnx', 'must end in .pth or .safetensors'),
-            ('d2.pth', tmp_path / 'no/out.pth', 'its folder does not exist')]:
+            ('d2.pth', tmp_path / 'out.onnx', 'must end in .pth or .safetensors')]:
         code, said = call(tmp_path / name, target, '--to', 'mmdet')
         assert code == 1 and words in said, said
-    out.write_bytes(b'precious')
-
-    def full(state, path):
-        path.write_bytes(b'half')
-        raise OSError('No space left on device')
-
-    monkeypatch.setattr(torch, 'save', full)
+    out.mkdir()  # stands for a file that cannot be replaced
     code, said = call(d2, out, '--to', 'mmdet')
-    assert code == 1 and 'No space left' in said
-    assert out.read_bytes() == b'precious'
+    assert code == 1 and 'Is a directory' in said
     assert {p.name for p in tmp_path.iterdir()} == {
         'd2.pth', 'model.pkl', 'text.pth', 'out.pth'}
 
@@ -670,5 +596,5 @@ def test_code_in_a_file_does_not_run(suffix, legacy, call, tmp_path):
     torch.save(dict(model=tiny('retinanet'), scheduler=Payload(mark)), path,
                _use_new_zipfile_serialization=not legacy)
     code, said = call(path, tmp_path / 'out.pth', '--to', 'mmdet')
-    assert code == 1 and ('nothing of it was run' in said or suffix == 'pkl'), said
+    assert code == 1 and ('no code in it was run' in said or suffix == 'pkl'), said
     assert not mark.exists() and not (tmp_path / 'out.pth').exists()

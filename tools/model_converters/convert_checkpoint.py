@@ -1,4 +1,4 @@
-"""Weights of ResT from one code base's layout to another's.
+"""Convert weights of ResT from one code base's layout to another's.
 
     published (ImageNet classifier)   <->  mmpretrain
     detectron2 (published detectors)  <->  mmdet
@@ -6,16 +6,15 @@
     python tools/model_converters/convert_checkpoint.py rest_small.pth out.pth --to mmpretrain
     python tools/model_converters/convert_checkpoint.py model_final.pth out.pth --to mmdet
 
-What IN is, its names tell. No code in it runs. OUT ends in .pth or .safetensors. A report says
-what went where, what was dropped and what a config needs; whatever cannot be mapped is
-refused with exit code 1, and then nothing is written. See docs/weights.md.
+The layout of IN is recognised by its names. No code in IN is run. OUT ends in .pth or
+.safetensors. The report says where each parameter went, what was dropped and which options the
+config needs. If something cannot be converted, nothing is written. See docs/models.md.
 """
 import argparse
-import os
-import sys
+import io
 from collections import Counter
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from layouts import (
@@ -32,14 +31,15 @@ from layouts import (
     swap_anchors,
 )
 from mmengine.config import DictAction
-from mmengine.logging import MMLogger
 from torch import Tensor
 
-from mmrest.models.checkpoint import read_state_dict
+from mmrest.apis import exit_on_user_error
+from mmrest.files import write_whole
+from mmrest.safe_reading import read_state_dict
 
 State = Dict[str, Tensor]
 
-# RGB, of every config here; detectron2's defaults are BGR with the same mean and std 1.
+# RGB, in every config here. The defaults of detectron2 are BGR with the same mean, and std 1.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 INPUT_BUFFERS = ('pixel_mean', 'pixel_std')
@@ -48,45 +48,43 @@ ANCHOR_BUFFERS = ('anchor_generator.cell_anchors.',
 
 
 class Conversion:
-    """One state dict on its way into another layout.
+    """Converts a state dict to another layout.
 
     Args:
-        state (dict[str, Tensor]): What was read.
-        target (str): The layout to reach.
-        input_format (str, optional): 'BGR' or 'RGB': what detectron2's network is fed, BGR
-            if not given. Only where the state has no ``pixel_mean``.
+        state (dict[str, Tensor]): The weights.
+        target (str): The layout to convert to.
+        input_format (str, optional): 'BGR' or 'RGB': the input of detectron2's network.
+            ``None`` means what ``pixel_mean`` in the state says, or BGR.
         pixel_std (Sequence[float], optional): detectron2's, in the order of
-            ``input_format``; 1 if not given. Only where the state has no ``pixel_std``.
-        cfg_options (dict): Options beside its config that mmdet's model was built with.
+            ``input_format``. ``None`` means ``pixel_std`` in the state, or 1.
+        cfg_options (dict, optional): For mmdet to detectron2: the options that the model was
+            built with in addition to its config.
 
     Attributes:
-        result (dict[str, Tensor]): By names of the target.
-        report (list[str]): What went where.
+        result (dict[str, Tensor]): The weights by their names in the target's layout.
+        report (list[str]): What was done.
 
     Raises:
-        ValueError: Something does not map; the sentence says what.
+        ValueError: Something cannot be converted.
     """
 
     def __init__(self, state: State, target: str, input_format: Optional[str] = None,
-                 pixel_std: Optional[Sequence[float]] = None, cfg_options: dict = None):
-        self.rest = dict(state)  # what no step has taken yet
+                 pixel_std: Optional[Sequence[float]] = None,
+                 cfg_options: Optional[dict] = None):
         self.source, self.family = recognise(state)
         self.target = target
         self._check_direction(cfg_options or {}, input_format or pixel_std)
-        self.result: State = {}
-        self.moved: List[Tuple[str, str]] = []
-        self.notes: Dict[str, str] = {}  # by the target's name
+        self.to_mm = target.startswith('mm')
+        self.notes: Dict[str, str] = {}  # by the target's names
         self.dropped: List[str] = []
         self.assumed: List[str] = []
+        state = dict(state)
         if self.family is not CLASSIFIER:
-            self._take_buffers(input_format, pixel_std)
-        self._move_backbone()
-        self._move_modules()
-        if self.rest:
-            raise ValueError(f'{self.source} has no {_few(self.rest)} in a {self.family.name}')
-        self.num_classes = self._check_modules()
+            self._take_buffers(state, input_format, pixel_std)
+        self.names = self._check_names(state)
+        self.result: State = {new: state[old].detach() for old, new in self.names.items()}
         if self.family is not CLASSIFIER:
-            self._refeed()
+            self._convert_input()
         if self.family is RETINANET:
             self._reorder_anchors()
         self.report = self._describe()
@@ -102,169 +100,127 @@ class Conversion:
             else:
                 prefix = BACKBONES[source][0]
                 reason += (
-                    ': a classifier has no detection head. A detector starts from it with '
+                    ': a classifier has no detection head. To start a detector from it, use '
                     '--cfg-options model.backbone.init_cfg.type=Pretrained '
                     'model.backbone.init_cfg.checkpoint=IN'
                     + (f' model.backbone.init_cfg.prefix={prefix}' if prefix else ''))
             raise ValueError(f'a {self.family.name} in the layout {source} cannot be converted '
                              f'to {target}; {reason}')
         if detectron2_input and self.family is CLASSIFIER:
-            raise ValueError('--input-format and --pixel-std are about detectron2, and neither '
-                             'side of this conversion is')
-        if target == 'detectron2':
-            lacking = [o for o in self.family.options
-                       if cfg_options.get(o.split('=')[0]) is not True]
-            if lacking:
-                raise ValueError(
-                    "detectron2's network is another one than mmdet's unless that was trained "
-                    f'with {" ".join(lacking)}, which weights do not show; if yours was, say '
-                    f'so: --cfg-options {" ".join(self.family.options)}')
-        elif cfg_options:
+            raise ValueError('--input-format and --pixel-std are for detectron2 only')
+        if target != 'detectron2' and cfg_options:
             raise ValueError('--cfg-options is for mmdet -> detectron2 only')
+        options = self.family.options if target == 'detectron2' else ()
+        lacking = [o for o in options if cfg_options.get(o.split('=')[0]) is not True]
+        if lacking:
+            raise ValueError(
+                f"detectron2's network differs from mmdet's without {' '.join(lacking)}, and "
+                'weights do not show how they were trained. If yours were trained with these '
+                f'options, add --cfg-options {" ".join(options)}')
 
-    def _take_buffers(self, input_format: Optional[str],
+    def _take_buffers(self, state: State, input_format: Optional[str],
                       pixel_std: Optional[Sequence[float]]) -> None:
-        """What detectron2's file says about its input decides; anchors must be known ones."""
-        names = [n for n in self.rest if n in INPUT_BUFFERS or n.startswith(ANCHOR_BUFFERS)]
-        buffers = {n: self.rest.pop(n).double() for n in names}
+        """Remove detectron2's buffers, and read from them what its network's input is."""
+        names = [n for n in state if n in INPUT_BUFFERS or n.startswith(ANCHOR_BUFFERS)]
+        buffers = {n: state.pop(n).double() for n in names}
+        mean, std = (buffers.pop(n, None) for n in INPUT_BUFFERS)
         self.input_format = input_format or 'BGR'
         self.pixel_std = tuple(pixel_std or (1., 1., 1.))
-        mean, std = (buffers.get(n) for n in INPUT_BUFFERS)
         if mean is not None:
+            said = f'pixel_mean={mean.flatten().tolist()} in the checkpoint'
             orders = [order for order in ('BGR', 'RGB') if _close(mean, _ordered(MEAN, order))]
             if not orders:
-                raise ValueError(f'pixel_mean={mean.flatten().tolist()} in the file is not '
-                                 f'{MEAN}, in RGB or BGR, of the configs here: a convolution '
-                                 'without bias cannot make up for that')
+                raise ValueError(f'{said} is not {MEAN}, in RGB or BGR, of the configs here. A '
+                                 'convolution without bias cannot make up for that')
+            if input_format not in (None, *orders):
+                raise ValueError(f'--input-format {input_format} contradicts {said}, which is '
+                                 f'{orders[0]}')
             self.input_format = orders[0]
-            if input_format not in (None, self.input_format):
-                raise ValueError(f'--input-format {input_format} contradicts pixel_mean='
-                                 f'{mean.flatten().tolist()} in the file, which is '
-                                 f'{self.input_format}')
         if std is not None:
             if pixel_std and not _close(std, pixel_std):
                 raise ValueError(f'--pixel-std {tuple(pixel_std)} contradicts pixel_std='
-                                 f'{std.flatten().tolist()} in the file')
+                                 f'{std.flatten().tolist()} in the checkpoint')
             self.pixel_std = tuple(std.flatten().tolist())
-        if self.source == 'detectron2' and (mean is None or std is None):
-            self.assumed.append(
-                f'assumed: input {self.input_format}, std {_numbers(self.pixel_std)}, as far '
-                'as the file does not say; if not so, give --input-format and --pixel-std')
         if len(self.pixel_std) != 3 or not all(value > 0 for value in self.pixel_std):
             raise ValueError(f'pixel_std={self.pixel_std} must be three numbers above 0')
+        if self.source == 'detectron2' and (mean is None or std is None):
+            self.assumed.append(
+                f'assumed: input {self.input_format}, std {_numbers(self.pixel_std)}, because '
+                'IN does not say it; if that is wrong, give --input-format and --pixel-std')
+        self.dropped += [f'{name}: the mm config normalises; see stem.conv1'
+                         for name in names if name in INPUT_BUFFERS]
+        sizes = self.family.anchor_sizes
+        known = {str(i): cell_anchors(level) for i, level in enumerate(sizes)}
         for name, value in buffers.items():
-            if name in INPUT_BUFFERS:
-                self.dropped.append(f'{name}: the mm config normalises; see stem.conv1')
-                continue
-            sizes = self.family.anchor_sizes
-            known = {str(i): cell_anchors(level) for i, level in enumerate(sizes)}
             wanted = known.get(name.rpartition('.')[2])
             if wanted is None or not _close(value, wanted):
-                raise ValueError(f'{name} in the file holds other anchors than the configs '
-                                 f'here have (sizes {sizes}, ratios 0.5, 1 and 2)')
+                raise ValueError(f'the anchors {name} in the checkpoint differ from those of '
+                                 f'the configs here (sizes {sizes}, ratios 0.5, 1 and 2)')
             self.dropped.append(f'{name}: the mm config has the same anchors (compared)')
 
-    def _move_backbone(self) -> None:
+    def _check_names(self, state: State) -> Dict[str, str]:
+        """The new name of each old one, once all names and shapes are the family's."""
         (prefix, last), (new_prefix, new_last) = (
             BACKBONES[layout] for layout in (self.source, self.target))
-        self.arch = backbone_arch(
-            {n[len(prefix):]: v for n, v in self.rest.items() if n.startswith(prefix)})
+        self.arch = backbone_arch(state, prefix)
         shapes = backbone_shapes(self.arch, self.family, self.source)
-        lacking = [n for n in shapes
-                   if n not in self.rest and not n.endswith('num_batches_tracked')]
+        names = {}
+        for old in shapes:
+            part, _, rest = old[len(prefix):].partition('.')
+            names[old] = f'{new_prefix}{new_last if part == last else part}.{rest}'
+        modules = {mm: (other, mm) if self.to_mm else (mm, other)  # old, new
+                   for other, mm in self.family.modules.items()}
+        names.update({f'{old}.{kind}': f'{new}.{kind}'
+                      for old, new in modules.values() for kind in ('weight', 'bias')})
+        lacking = [name for name in names
+                   if name not in state and not name.endswith('num_batches_tracked')]
         if lacking:
-            raise ValueError(f'it lacks {_few(lacking)}')
+            raise ValueError(f'the checkpoint lacks {_few(lacking)}')
+        surplus = [name for name in state if name not in names]
+        if surplus:
+            raise ValueError(
+                f'{self.source} has no {_few(surplus)} in a {self.family.name}')
+        outputs = {mm: state[f'{old}.weight'].shape[:1].numel()
+                   for mm, (old, _) in modules.items()}
+        self.num_classes, weights = module_shapes(
+            self.family, self.arch['embed_dims'], outputs)
+        for mm, shape in weights.items():
+            old = modules[mm][0]
+            shapes.update({f'{old}.weight': shape, f'{old}.bias': shape[:1]})
         for name, shape in shapes.items():
-            if name not in self.rest:
-                continue
-            value = self.rest.pop(name)
-            if value.shape != shape:
-                raise ValueError(f'{name} is {tuple(value.shape)}; in a ResT of '
-                                 f'{self.arch} it is {tuple(shape)}')
-            inner = name[len(prefix):]
-            if inner.startswith(last + '.'):
-                inner = new_last + inner[len(last):]
-            self._move(name, new_prefix + inner, value)
+            if name in state and state[name].shape != shape:
+                raise ValueError(
+                    f'{name} is {tuple(state[name].shape)}; in a {self.family.name} with '
+                    f'{self.num_classes} classes and this ResT and FPN it is {tuple(shape)}')
+        return {old: new for old, new in names.items() if old in state}
 
-    def _move_modules(self) -> None:
-        to_mm = self.target.startswith('mm')
-        lacking = []
-        for published, mm in self.family.modules.items():
-            old, new = (published, mm) if to_mm else (mm, published)
-            for kind in ('.weight', '.bias'):
-                if old + kind not in self.rest:
-                    lacking.append(old + kind)
-                    continue
-                self._move(old + kind, new + kind, self.rest.pop(old + kind))
-        if lacking:
-            raise ValueError(f'it lacks {_few(lacking)}')
-
-    def _move(self, old: str, new: str, value: Tensor) -> None:
-        self.moved.append((old, new))
-        self.result[new] = value.detach()
-
-    def _check_modules(self) -> int:
-        """The number of classes, on which every head must agree."""
-        names = {mm: (published, mm) if self.target.startswith('mm') else (mm, published)
-                 for published, mm in self.family.modules.items()}  # mm: (old, new)
-
-        def outputs(mm: str) -> int:
-            if mm not in names:
-                return 0
-            return self.result[f'{names[mm][1]}.weight'].shape[:1].numel()
-
-        head, per_class = {'RetinaNet': ('bbox_head.retina_cls', 9),
-                           'classifier': ('head.fc', 1)}.get(
-                               self.family.name, ('roi_head.bbox_head.fc_cls', 1))
-        classes, odd = divmod(outputs(head), per_class)
-        if odd:
-            raise ValueError(f'{names[head][0]} has {outputs(head)} outputs, not 9 anchors x '
-                             'classes')
-        if head == 'roi_head.bbox_head.fc_cls':
-            classes -= 1  # background
-        if classes < 1:
-            raise ValueError(f'{names[head][0]} has no classes')
-        channels = outputs('neck.lateral_convs.0.conv')
-        shapes = module_shapes(self.family, self.arch['embed_dims'], channels,
-                               outputs('roi_head.bbox_head.shared_fcs.0'), classes)
-        for mm, shape in shapes.items():
-            old, new = names[mm]
-            for kind, wanted in (('weight', shape), ('bias', shape[:1])):
-                got = tuple(self.result[f'{new}.{kind}'].shape)
-                if got != wanted:
-                    raise ValueError(
-                        f'{old}.{kind} is {got}; with the {classes} classes of '
-                        f'{names[head][0]} and {channels} channels of the FPN it is {wanted}')
-        return classes
-
-    def _refeed(self) -> None:
-        """Fold detectron2's channel order and std into the first convolution."""
-        to_mm = self.target == 'mmdet'
+    def _convert_input(self) -> None:
+        """Put detectron2's channel order and std into the first convolution."""
         name = f'{BACKBONES[self.target][0]}stem.conv1.weight'
         weight = self.result[name].double()  # (hidden, 3, 3, 3)
-        scale = torch.tensor(STD, dtype=torch.double) / torch.tensor(
-            _ordered(self.pixel_std, self.input_format), dtype=torch.double)  # by RGB
-        if to_mm and self.input_format == 'BGR':
-            weight = weight.flip(1)
-        scale = scale.view(1, 3, 1, 1)
-        weight = weight * scale if to_mm else weight / scale
-        if not to_mm and self.input_format == 'BGR':
-            weight = weight.flip(1)
+        rgb_std = _ordered(self.pixel_std, self.input_format)
+        scale = torch.tensor([ours / theirs for ours, theirs in zip(STD, rgb_std)],
+                             dtype=torch.double).view(1, 3, 1, 1)  # of channels in RGB
+        bgr = self.input_format == 'BGR'
+        if self.to_mm:
+            weight = (weight.flip(1) if bgr else weight) * scale
+        else:
+            weight = weight / scale
+            weight = weight.flip(1) if bgr else weight
         self.result[name] = weight.to(self.result[name].dtype)
         change = f'{self.input_format} / {_numbers(self.pixel_std)}', f'RGB / {_numbers(STD)}'
-        self.notes[name] = 'conv1: {} -> {}'.format(*(change if to_mm else change[::-1]))
+        self.notes[name] = 'conv1: {} -> {}'.format(*(change if self.to_mm else change[::-1]))
 
     def _reorder_anchors(self) -> None:
-        for published, mm in list(self.family.modules.items())[-2:]:
-            for kind in ('.weight', '.bias'):
-                name = (mm if self.target == 'mmdet' else published) + kind
+        for name in self.result:
+            if name.startswith(('head.cls_score.', 'head.bbox_pred.', 'bbox_head.retina_')):
                 self.result[name] = swap_anchors(self.result[name])
                 self.notes[name] = 'anchors reordered'
 
     def _describe(self) -> List[str]:
         groups: Counter = Counter()
         notes: Dict[Tuple[str, str], str] = {}
-        for old, new in self.moved:
+        for old, new in self.names.items():
             group = _group(old, self.source), _group(new, self.target)
             groups[group] += 1
             if new in self.notes:
@@ -277,31 +233,24 @@ class Conversion:
         values = sum(value.numel() for value in self.result.values())
         lines.append(f'{self.family.name} of ResT(arch={size or self.arch!r}), '
                      f'{self.num_classes} classes, {self.source} -> {self.target}: '
-                     f'{len(self.moved)} tensors of {values:,} values converted, '
+                     f'{len(self.names)} tensors of {values:,} values converted, '
                      f'{len(self.dropped)} dropped, none left')
-        if self.target.startswith('mm'):
-            lines += self._mm_needs(size)
+        if self.to_mm:
+            options = list(self.family.options)
+            if self.num_classes != self.family.num_classes:
+                options += [f'{o}={self.num_classes}' for o in self.family.class_options]
+            if size and self.family.configs:
+                lines.append(f'config: configs/{self.family.configs.format(size)}')
+            if options:
+                lines.append(f'it needs: --cfg-options {" ".join(options)}')
         elif self.target == 'detectron2':
-            lines.append(self._detectron2_needs())
+            node = 'RETINANET' if self.family is RETINANET else 'ROI_HEADS'
+            order = self.input_format
+            lines.append(f'it needs: INPUT.FORMAT {order} '
+                         f'MODEL.PIXEL_MEAN "{list(_ordered(MEAN, order))}" '
+                         f'MODEL.PIXEL_STD "{list(self.pixel_std)}" '
+                         f'MODEL.{node}.NUM_CLASSES {self.num_classes}')
         return lines
-
-    def _mm_needs(self, size: str) -> List[str]:
-        options = list(self.family.options)
-        if self.num_classes != self.family.num_classes:
-            options += [f'{o}={self.num_classes}' for o in self.family.class_options]
-        lines = []
-        if size and self.family.configs:
-            lines.append(f'config: configs/{self.family.configs.format(size)}')
-        if options:
-            lines.append(f'it needs: --cfg-options {" ".join(options)}')
-        return lines
-
-    def _detectron2_needs(self) -> str:
-        mean = _ordered(MEAN, self.input_format)
-        node = 'RETINANET' if self.family is RETINANET else 'ROI_HEADS'
-        return (f'it needs: INPUT.FORMAT {self.input_format} MODEL.PIXEL_MEAN "{list(mean)}" '
-                f'MODEL.PIXEL_STD "{list(self.pixel_std)}" '
-                f'MODEL.{node}.NUM_CLASSES {self.num_classes}')
 
 
 def _ordered(rgb: Sequence[float], order: str) -> Tuple[float, ...]:
@@ -320,7 +269,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _group(name: str, layout: str) -> str:
-    """A backbone's names by its parts, the others by their modules."""
+    """A line of the report: a part of the backbone, or a module outside it."""
     prefix = BACKBONES[layout][0]
     part = name[len(prefix):].split('.')[0]
     if name.startswith(prefix) and part.startswith(('stem', 'stage', 'patch_embed', 'norm')):
@@ -328,7 +277,7 @@ def _group(name: str, layout: str) -> str:
     return name.rpartition('.')[0] + '.*'
 
 
-def _few(names) -> str:
+def _few(names: Iterable[str]) -> str:
     names = list(names)
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
@@ -345,24 +294,19 @@ def read(path: str) -> State:
 
 
 def write(state: State, path: Path, layout: str) -> None:
-    """Write under another name, then rename: OUT is whole or as it was."""
     state = {name: value.clone(memory_format=torch.contiguous_format)
              for name, value in state.items()}
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import save_file
-            save_file(state, part)
-        elif layout.startswith('mm'):
-            torch.save(dict(meta={}, state_dict=state), part)
-        else:
-            torch.save(dict(model=state), part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    if path.suffix == '.safetensors':
+        from safetensors.torch import save
+        return write_whole(path, save(state))
+    buffer = io.BytesIO()
+    torch.save(dict(meta={}, state_dict=state) if layout.startswith('mm') else
+               dict(model=state), buffer)
+    write_whole(path, buffer.getvalue())
 
 
-def parse_args() -> argparse.Namespace:
+@exit_on_user_error
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', metavar='IN')
@@ -370,30 +314,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--to', required=True, choices=list(BACKBONES))
     parser.add_argument(
         '--input-format', choices=['BGR', 'RGB'],
-        help="detectron2's INPUT.FORMAT (default: as pixel_mean in the file says, or BGR)")
+        help="detectron2's INPUT.FORMAT (default: as pixel_mean in IN says, or BGR)")
     parser.add_argument(
         '--pixel-std', nargs=3, type=float, metavar='STD',
-        help="detectron2's MODEL.PIXEL_STD (default: as the file says, or 1 1 1)")
+        help="detectron2's MODEL.PIXEL_STD (default: as IN says, or 1 1 1)")
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
         help='for mmdet -> detectron2: options that the detector was trained with')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    MMLogger.get_current_instance().setLevel('WARNING')  # ResT says what attention it takes
-    try:
-        if args.out.suffix not in ('.pth', '.safetensors'):
-            raise ValueError(f'OUT={str(args.out)!r} must end in .pth or .safetensors')
-        if not args.out.absolute().parent.is_dir():
-            raise ValueError(f'OUT={str(args.out)!r}: its folder does not exist')
-        conversion = Conversion(
-            read(args.checkpoint), args.to, args.input_format, args.pixel_std,
-            args.cfg_options)
-        write(conversion.result, args.out, args.to)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f'{args.checkpoint} is not converted: {error}')
+    args = parser.parse_args()
+    if args.out.suffix not in ('.pth', '.safetensors'):
+        raise ValueError(f'OUT={str(args.out)!r} must end in .pth or .safetensors')
+    conversion = Conversion(read(args.checkpoint), args.to, args.input_format, args.pixel_std,
+                            args.cfg_options)
+    write(conversion.result, args.out, args.to)
     print('\n'.join(conversion.report))
     print(f'written: {args.out}')
 

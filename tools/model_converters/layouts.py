@@ -1,4 +1,4 @@
-"""ResT's classifiers and detectors in four layouts of names, and the tables between them.
+"""The names of ResT's classifiers and detectors in four layouts, and the tables between them.
 
     published    the paper's ImageNet code     stem.*, stage1.*, ..., norm.*, head.*
     mmpretrain   configs/classification        backbone.*, head.fc.*
@@ -8,6 +8,7 @@
 Sources: github.com/wofmanaf/ResT (models/rest.py, object_detection/), detectron2's modeling/
 and mmdet's models/.
 """
+import re
 from typing import Dict, List, NamedTuple, Tuple
 
 import torch
@@ -47,61 +48,69 @@ IN_TRUNK = 'model.backbone.norm_in_trunk=True'
 RELU = 'model.neck.relu_before_extra_convs=True'
 
 
-class Family(NamedTuple):
-    """A network that two layouts hold.
-
-    Attributes:
-        name (str): What people call it.
-        configs (str): Folder of its configs.
-        out_indices (tuple[int]): Stages that the backbone returns.
-        modules (dict[str, str]): Modules outside the backbone, published layout by mm's.
-        options (tuple[str]): What mm's config needs to compute what detectron2 does.
-        class_options (tuple[str]): Where mm's config has the number of classes.
-        num_classes (int): The configs' own.
-        anchor_sizes (tuple[tuple[float]]): Sides in pixels of the anchors of each level,
-            in the configs of both.
-    """
-    name: str
-    configs: str
-    out_indices: Tuple[int, ...]
-    modules: Dict[str, str]
-    options: Tuple[str, ...]
-    class_options: Tuple[str, ...]
-    num_classes: int = 80
-    anchor_sizes: Tuple[Tuple[float, ...], ...] = ()
-
-
-_RPN_SIZES = tuple((8. * 2**i, ) for i in range(2, 7))
-CLASSIFIER = Family('classifier', 'classification/rest_{}_8xb256_in1k.py', (3, ),
-                    {'head': 'head.fc'}, (), ('model.head.num_classes', ), 1000)
-FASTER_RCNN = Family('Faster R-CNN', '', (0, 1, 2, 3), _FASTER_RCNN, (IN_TRUNK, ),
-                     ('model.roi_head.bbox_head.num_classes', ), anchor_sizes=_RPN_SIZES)
-MASK_RCNN = Family(
-    'Mask R-CNN', 'mask_rcnn/rest_{}_fpn_1x_coco.py', (0, 1, 2, 3),
-    dict(_FASTER_RCNN, **_MASK_HEAD), (IN_TRUNK, ),
-    ('model.roi_head.bbox_head.num_classes', 'model.roi_head.mask_head.num_classes'),
-    anchor_sizes=_RPN_SIZES)
-RETINANET = Family(
-    'RetinaNet', 'retinanet/rest_{}_fpn_1x_coco.py', (1, 2, 3), _RETINANET, (IN_TRUNK, RELU),
-    ('model.bbox_head.num_classes', ),
-    anchor_sizes=tuple(tuple(4. * 2**(i + j / 3) for j in range(3)) for i in range(3, 8)))
-
-# What the backbone's names start with, and its last norm's name.
+# Each pair of layouts has the same families of models.
+PAIRS = {'published': 'mmpretrain', 'mmpretrain': 'published', 'detectron2': 'mmdet',
+         'mmdet': 'detectron2'}
+# Prefix of the backbone's names, and the name of its last norm.
 BACKBONES = {
     'published': ('', 'norm'),
     'mmpretrain': ('backbone.', 'norm4'),
     'detectron2': ('backbone.bottom_up.', 'norm'),
     'mmdet': ('backbone.', 'norm4'),
 }
-PAIRS = {'published': 'mmpretrain', 'mmpretrain': 'published', 'detectron2': 'mmdet',
-         'mmdet': 'detectron2'}
+
+
+class Family(NamedTuple):
+    """A kind of model that two layouts have.
+
+    Attributes:
+        name (str): Its common name.
+        configs (str): Path of its configs, with a place for the size, or ''.
+        out_indices (tuple[int]): Stages that the backbone returns.
+        modules (dict[str, str]): Names of the modules outside the backbone in mm's layout, by
+            those in the other layout.
+        head (str): mm's name of the module whose outputs depend on the number of classes.
+        options (tuple[str]): Options that make mm's model compute what detectron2's does.
+        class_options (tuple[str]): mm's options for the number of classes.
+        num_classes (int): Number of classes in the configs.
+        anchor_sizes (tuple[tuple[float]]): Sides in pixels of the anchors of each level, the
+            same in both layouts.
+    """
+    name: str
+    configs: str
+    out_indices: Tuple[int, ...]
+    modules: Dict[str, str]
+    head: str
+    options: Tuple[str, ...]
+    class_options: Tuple[str, ...]
+    num_classes: int = 80
+    anchor_sizes: Tuple[Tuple[float, ...], ...] = ()
+
+
+_BOX_HEAD = 'roi_head.bbox_head.fc_cls'
+_BOX_CLASSES = 'model.roi_head.bbox_head.num_classes'
+_RPN_SIZES = tuple((8. * 2**i, ) for i in range(2, 7))
+CLASSIFIER = Family(
+    'classifier', 'classification/rest_{}_8xb256_in1k.py', (3, ), {'head': 'head.fc'},
+    'head.fc', (), ('model.head.num_classes', ), 1000)
+FASTER_RCNN = Family(
+    'Faster R-CNN', '', (0, 1, 2, 3), _FASTER_RCNN, _BOX_HEAD, (IN_TRUNK, ), (_BOX_CLASSES, ),
+    anchor_sizes=_RPN_SIZES)
+MASK_RCNN = Family(
+    'Mask R-CNN', 'mask_rcnn/rest_{}_fpn_1x_coco.py', (0, 1, 2, 3),
+    {**_FASTER_RCNN, **_MASK_HEAD}, _BOX_HEAD, (IN_TRUNK, ),
+    (_BOX_CLASSES, 'model.roi_head.mask_head.num_classes'), anchor_sizes=_RPN_SIZES)
+RETINANET = Family(
+    'RetinaNet', 'retinanet/rest_{}_fpn_1x_coco.py', (1, 2, 3), _RETINANET,
+    'bbox_head.retina_cls', (IN_TRUNK, RELU), ('model.bbox_head.num_classes', ),
+    anchor_sizes=tuple(tuple(4. * 2**(i + j / 3) for j in range(3)) for i in range(3, 8)))
 
 
 def recognise(state: Dict[str, Tensor]) -> Tuple[str, Family]:
     """Layout and family of a state dict, by its names.
 
     Raises:
-        ValueError: They are none of those above.
+        ValueError: The names are not those of a layout above.
     """
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in state)
@@ -111,10 +120,10 @@ def recognise(state: Dict[str, Tensor]) -> Tuple[str, Family]:
             return 'detectron2', RETINANET
         if has('proposal_generator.', 'roi_heads.'):
             return 'detectron2', MASK_RCNN if has('roi_heads.mask_head.') else FASTER_RCNN
-        raise ValueError('it holds a backbone for detectron2 and no head: there is no '
-                         'detector to convert')
+        raise ValueError("the checkpoint is a backbone of detectron2's with no head: there is "
+                         'no detector to convert')
     if has('backbone.') and has('decode_head.'):
-        raise ValueError("it is mmseg's, whose heads no other layout here has")
+        raise ValueError("the checkpoint is mmseg's, whose heads are in no other layout")
     if has('backbone.') and has('rpn_head.', 'roi_head.'):
         return 'mmdet', MASK_RCNN if has('roi_head.mask_head.') else FASTER_RCNN
     if has('backbone.') and has('bbox_head.'):
@@ -123,29 +132,28 @@ def recognise(state: Dict[str, Tensor]) -> Tuple[str, Family]:
         return 'mmpretrain', CLASSIFIER
     if has('stem.') and has('head.'):
         return 'published', CLASSIFIER
-    raise ValueError(f'its names ({", ".join(list(state)[:3])}, ...) are not those of a '
-                     f'classifier or detector in one of the layouts {sorted(BACKBONES)}')
+    raise ValueError(f'the names in the checkpoint ({", ".join(list(state)[:3])}, ...) are not '
+                     f'those of a classifier or detector in the layouts {sorted(BACKBONES)}')
 
 
-def backbone_arch(state: Dict[str, Tensor]) -> dict:
-    """The ``arch`` of :class:`ResT` whose weights these are, without 'backbone.'.
+def backbone_arch(state: Dict[str, Tensor], prefix: str) -> dict:
+    """The ``arch`` of the :class:`ResT` whose names start with ``prefix``.
 
     Raises:
-        ValueError: They are not of a ResT of four stages.
+        ValueError: They are not those of a ResT with four stages.
     """
     arch = dict(embed_dims=[], depths=[], num_heads=[], sr_ratios=[], mlp_ratios=[])
-    for i in range(1, 5):
-        block = f'stage{i}.0.'
+    for stage in (f'{prefix}stage{i}.' for i in range(1, 5)):
         norm, fc1, heads, sr = (
-            state.get(f'{block}{name}.weight')
+            state.get(f'{stage}0.{name}.weight')
             for name in ('norm1', 'mlp.fc1', 'attn.transform_conv', 'attn.sr'))
         for name, value, ndim in (('norm1', norm, 1), ('mlp.fc1', fc1, 2)):
             if value is None or value.ndim != ndim or value.numel() == 0:
-                raise ValueError('its backbone is not a ResT of four stages: it has no '
-                                 f'{block}{name}.weight of {ndim} dimensions')
+                raise ValueError('the backbone is not a ResT of four stages: it has no '
+                                 f'{stage}0.{name}.weight of {ndim} dimensions')
         arch['embed_dims'].append(len(norm))
         arch['depths'].append(
-            len({name.split('.')[1] for name in state if name.startswith(f'stage{i}.')}))
+            len({name[len(stage):].split('.')[0] for name in state if name.startswith(stage)}))
         arch['num_heads'].append(1 if heads is None else heads.shape[:1].numel())
         arch['sr_ratios'].append(1 if sr is None else sr.shape[-1:].numel() - 1)
         arch['mlp_ratios'].append(len(fc1) / len(norm))
@@ -153,42 +161,59 @@ def backbone_arch(state: Dict[str, Tensor]) -> dict:
 
 
 def backbone_shapes(arch: dict, family: Family, layout: str) -> Dict[str, torch.Size]:
-    """Every name of a backbone in a layout, and its shape."""
-    prefix, last_norm = BACKBONES[layout]
+    """Shapes of all parameters and buffers of a backbone, by their names in a layout."""
+    prefix, last = BACKBONES[layout]
     with torch.device('meta'):
         state = ResT(arch, out_indices=family.out_indices).state_dict()
-    return {
-        prefix + (last_norm + n[len('norm4'):] if n.startswith('norm4.') else n): value.shape
-        for n, value in state.items()
-    }
+    return {prefix + re.sub(r'^norm4\b', last, name): value.shape
+            for name, value in state.items()}
 
 
-def module_shapes(family: Family, embed_dims: List[int], channels: int, fc_channels: int,
-                  num_classes: int) -> Dict[str, Tuple[int, ...]]:
-    """The shape of the weight of each of mm's modules outside the backbone."""
-    three = (channels, channels, 3, 3)
-    ends = {
-        'head.fc': (num_classes, embed_dims[-1]),
+def module_shapes(family: Family, embed_dims: List[int],
+                  outputs: Dict[str, int]) -> Tuple[int, Dict[str, Tuple[int, ...]]]:
+    """The number of classes, and the shape of the weight of each module outside the backbone.
+
+    Args:
+        family (Family): What the model is.
+        embed_dims (list[int]): Channels of the backbone's stages.
+        outputs (dict[str, int]): Number of outputs of each module, by mm's names.
+
+    Raises:
+        ValueError: The number of outputs of ``family.head`` belongs to no number of classes.
+    """
+    classes, odd = outputs[family.head], 0
+    if family is RETINANET:
+        classes, odd = divmod(classes, 9)
+    elif family.head == _BOX_HEAD:
+        classes -= 1  # background, which is last
+    if odd or classes < 1:
+        raise ValueError(f'the classification layer has {outputs[family.head]} outputs, which '
+                         f'is not possible in a {family.name}')
+    channels = outputs.get('neck.lateral_convs.0.conv', 0)
+    hidden = outputs.get('roi_head.bbox_head.shared_fcs.0', 0)
+    shapes = {
+        'head.fc': (classes, embed_dims[-1]),
         'rpn_head.rpn_cls': (3, channels, 1, 1),
         'rpn_head.rpn_reg': (12, channels, 1, 1),
-        'roi_head.bbox_head.shared_fcs.0': (fc_channels, channels * 7 * 7),
-        'roi_head.bbox_head.shared_fcs.1': (fc_channels, fc_channels),
-        'roi_head.bbox_head.fc_cls': (num_classes + 1, fc_channels),  # background last
-        'roi_head.bbox_head.fc_reg': (num_classes * 4, fc_channels),
+        'roi_head.bbox_head.shared_fcs.0': (hidden, channels * 7 * 7),
+        'roi_head.bbox_head.shared_fcs.1': (hidden, hidden),
+        'roi_head.bbox_head.fc_cls': (classes + 1, hidden),
+        'roi_head.bbox_head.fc_reg': (classes * 4, hidden),
         'roi_head.mask_head.upsample': (channels, channels, 2, 2),
-        'roi_head.mask_head.conv_logits': (num_classes, channels, 1, 1),
-        'bbox_head.retina_cls': (9 * num_classes, channels, 3, 3),
+        'roi_head.mask_head.conv_logits': (classes, channels, 1, 1),
+        'bbox_head.retina_cls': (9 * classes, channels, 3, 3),
         'bbox_head.retina_reg': (9 * 4, channels, 3, 3),
     }
     for i, stage in enumerate(family.out_indices):
-        ends[f'neck.lateral_convs.{i}.conv'] = (channels, embed_dims[stage], 1, 1)
+        shapes[f'neck.lateral_convs.{i}.conv'] = (channels, embed_dims[stage], 1, 1)
     if family is RETINANET:
-        ends['neck.fpn_convs.3.conv'] = (channels, embed_dims[-1], 3, 3)
-    return {mm: ends.get(mm, three) for mm in family.modules.values()}
+        shapes['neck.fpn_convs.3.conv'] = (channels, embed_dims[-1], 3, 3)
+    return classes, {mm: shapes.get(mm, (channels, channels, 3, 3))
+                     for mm in family.modules.values()}
 
 
 def arch_name(arch: dict) -> str:
-    """'lite', 'small', 'base' or 'large', or '' where the arch has no name."""
+    """'lite', 'small', 'base' or 'large', or '' for another arch."""
     for name, settings in ResT.arch_zoo.items():
         if all(list(settings[key]) == values for key, values in arch.items()):
             return name
@@ -196,7 +221,7 @@ def arch_name(arch: dict) -> str:
 
 
 def cell_anchors(sizes: Tuple[float, ...]) -> Tensor:
-    """detectron2's anchors at one place, (sizes x 3 ratios, 4): size by size."""
+    """detectron2's anchors at one place, (sizes x 3 ratios, 4), in the order of the sizes."""
     boxes: List[Tuple[float, ...]] = []
     for size in sizes:
         for ratio in (0.5, 1., 2.):  # height / width
@@ -208,8 +233,8 @@ def cell_anchors(sizes: Tuple[float, ...]) -> Tensor:
 def swap_anchors(value: Tensor) -> Tensor:
     """RetinaNet's output channels (9 anchors x k) in the other library's order.
 
-    A place has 3 sizes x 3 ratios of anchors: detectron2 goes size by size, mmdet ratio by
-    ratio. Its own inverse.
+    A place has anchors of 3 sizes x 3 ratios. detectron2 has the ratios of the first size
+    first, mmdet the sizes of the first ratio. The function is its own inverse.
     """
     by_anchor = value.reshape(3, 3, -1, *value.shape[1:])  # (outer, inner, k, ...)
     return by_anchor.transpose(0, 1).reshape(value.shape)
