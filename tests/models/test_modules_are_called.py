@@ -60,25 +60,28 @@ def change(parent, name, kind):
 
 
 def draw(module):
-    """Weights and inputs large enough that nothing hides behind a std of 0.02."""
+    """Weights large enough for every module to change the output."""
     for p in module.parameters():
         nn.init.normal_(p, std=0.3)
     return module.double().train()
 
 
-def block(name=None, kind='nothing'):
+def block(name='fc1', kind='nothing'):
     torch.manual_seed(0)
-    model = draw(ResT(ARCH, out_indices=None))
-    if name is not None:
-        change(model.stage1[0].mlp, name, kind)
+    model = ResT(ARCH, out_indices=None)
+    change(model.stage1[0].mlp, name, kind)
     return draw(model).stage1[0]
 
 
 def attention(kind='nothing'):
     torch.manual_seed(0)
-    module = draw(EMSA(16, 4, 2))
+    module = EMSA(16, 4, 2)
     change(module, 'transform_conv', kind)
     return draw(module)
+
+
+def draw_input(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
 
 
 def steps(module, function, x, hw):
@@ -86,7 +89,7 @@ def steps(module, function, x, hw):
     found = []
     for i in range(2):
         x = x.detach().requires_grad_()
-        torch.manual_seed(i)  # of the dropout
+        torch.manual_seed(i)  # for dropout
         out = function(module, x, hw)
         weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
         names, params = zip(*module.named_parameters())
@@ -125,14 +128,14 @@ def plain_block(block, x, hw):
     ('fc2', 'spectral_norm'), ('fc2', 'old_weight_norm'),
 ])
 def test_changes_of_the_ffn(name, kind):
-    x = torch.randn(1, HW[0] * HW[1], 8, dtype=torch.double)
+    x = draw_input(1, HW[0] * HW[1], 8)
     check(*(steps(block(name, kind), function, x, HW) for function in (call, plain_block)))
 
 
 def test_gradients_through_dropout_are_the_slopes():
-    """Of the function that the forward pass computed, with its random numbers."""
+    """They are the slopes of what the forward pass computed, with its random numbers."""
     module = block('act', 'dropout')
-    x = torch.randn(1, HW[0] * HW[1], 8, dtype=torch.double)
+    x = draw_input(1, HW[0] * HW[1], 8)
 
     def loss():
         torch.manual_seed(1)
@@ -184,7 +187,7 @@ def test_a_hook_may_change_all_tokens_together():
     def centre(module, args, out):
         return out - out.mean(1, keepdim=True)
 
-    x = torch.randn(1, HW[0] * HW[1], 8, dtype=torch.double)
+    x = draw_input(1, HW[0] * HW[1], 8)
     modules = [block(), block()]
     for module in modules:
         for part in (module.norm2, module.mlp.fc1, module.mlp.act):
@@ -204,7 +207,7 @@ def plain_attention(attn, x, hw):
 
 
 def test_the_plain_attention_is_the_published_one():
-    module, x = attention(), torch.randn(2, 35, 16, dtype=torch.double)
+    module, x = attention(), draw_input(2, 35, 16)
     port = Attention(16, 4, 2).double()
     port.load_state_dict(module.state_dict())
     assert_close(plain_attention(module, x, (5, 7)), port(x, 5, 7))
@@ -213,7 +216,7 @@ def test_the_plain_attention_is_the_published_one():
 @pytest.mark.parametrize('kind', [
     'lora', 'spectral_norm', 'old_spectral_norm', 'weight_norm', 'old_weight_norm', 'prune'])
 def test_changes_of_transform_conv(kind):
-    x = torch.randn(2, 35, 16, dtype=torch.double)
+    x = draw_input(2, 35, 16)
     got, want = (steps(attention(kind), function, x, (5, 7))
                  for function in (call, plain_attention))
     check(got, want)
@@ -221,8 +224,8 @@ def test_changes_of_transform_conv(kind):
 
 
 @pytest.mark.filterwarnings('ignore:Full backward hook')  # the unit vectors need no gradient
-def test_hooks_on_transform_conv_fire_and_count():
-    x = torch.randn(2, 35, 16, dtype=torch.double)
+def test_hooks_on_transform_conv_are_called():
+    x = draw_input(2, 35, 16)
     found, shapes = [], []
     for function in (call, plain_attention):
         module = attention()
@@ -239,7 +242,7 @@ def test_hooks_on_transform_conv_fire_and_count():
 
 
 def test_a_backward_hook_on_pa_conv():
-    image = torch.randn(2, 3, 40, 56, dtype=torch.double)
+    image = draw_input(2, 3, 40, 56)
     grads, seen = [], []
     for hooked in (False, True):
         torch.manual_seed(0)
