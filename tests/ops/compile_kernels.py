@@ -1,6 +1,6 @@
-"""Compiles the Triton kernels for a GPU that need not be there: compile_kernels.py CAPABILITY.
+"""Compiles the Triton kernels without a GPU: compile_kernels.py CAPABILITY.
 
-Prints the shared memory that each takes, in bytes, as JSON.
+Prints the shared memory that each kernel takes, in bytes, as JSON.
 """
 import json
 import sys
@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mmrest.ops.emsa import triton as kernels
+from mmrest.ops.emsa import fused as kernels
 
 
 def compile_for(target, kernel, floats, dtype, constants, num_warps):

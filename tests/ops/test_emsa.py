@@ -12,26 +12,28 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from mmrest import EMSA
-from mmrest.ops import describe_backend, emsa_attention
+from mmrest import EMSA, ResT
+from mmrest.ops import choose_backend, emsa_attention
 from mmrest.ops.emsa import attention, chunked
 
-triton = attention.triton
+fused = attention.BACKENDS.get('triton')  # absent without Triton
 
-BACKENDS = ['reference', 'chunked']  # those that know float64
+BACKENDS = ['reference', 'chunked']  # those that take float64
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-# By versions: an import of ours that fails is a failure, not a skip.
+# By version, so that an import of ours that fails is a failure and not a skip.
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
 needs_triton = pytest.mark.skipif(
     TORCH < (2, 4), reason='needs Triton 3, which comes with torch 2.4')
 needs_custom_op = pytest.mark.skipif(
     TORCH < (2, 4), reason='needs torch.library.custom_op and opcheck of torch 2.4')
+needs_export = pytest.mark.skipif(
+    TORCH < (2, 7), reason='needs torch.compiler.is_exporting of torch 2.7')
 needs_half = pytest.mark.skipif(
     DEVICE == 'cpu' and TORCH < (2, 4), reason='float16 products on a CPU need torch 2.4')
 TRITON = pytest.param('triton', marks=needs_triton)
 FUSED = ['chunked', TRITON]
 HALVES = [torch.bfloat16, pytest.param(torch.float16, marks=needs_half)]
-# B, h, N, M, d: no powers of two, and every value of each that the models have.
+# B, h, N, M, d: odd sizes, and every h and d of the models.
 SHAPES = [(2, 2, 63, 49, 16), (1, 3, 111, 60, 60), (2, 4, 1, 49, 64), (1, 8, 63, 1, 96),
           (3, 1, 7, 4, 5), (1, 8, 1055, 60, 64), (2, 2, 1055, 49, 96)]
 
@@ -44,7 +46,7 @@ def published(q, k, v, mix, bias, eps=1e-5):
 
 def draw(B, h, N, M, d, dtype=torch.double):
     torch.manual_seed(0)
-    # Strides as they come from a linear layer's output.
+    # The strides of a linear layer's output.
     q = torch.randn(B, N, h, d, dtype=dtype).transpose(1, 2)
     k, v = torch.randn(2, B, M, h, d, dtype=dtype).transpose(2, 3).unbind()
     mix, bias = torch.randn(h, h, dtype=dtype), torch.randn(h, dtype=dtype)
@@ -79,7 +81,7 @@ def errors(got, want):
 @pytest.mark.parametrize('dtype', [torch.float32, *HALVES])
 @pytest.mark.parametrize('shape', [*SHAPES, (2, 2, 64, 4, 64), (4, 8, 4, 4, 64)])
 def test_is_no_further_off_than_twice_the_reference(shape, dtype, backend):
-    """The last two shapes are a 64 pixel image's; a difference of sums would cancel there."""
+    """The last two shapes are those of a 64 pixel image, where a difference of sums cancels."""
     if backend == 'triton' and DEVICE == 'cpu' and shape[1:3] == (8, 1055):
         shape = (1, 8, 130, 60, 64)  # the interpreter is slow
     inputs = [x.detach().to(DEVICE, dtype) for x in draw(*shape)]
@@ -89,7 +91,7 @@ def test_is_no_further_off_than_twice_the_reference(shape, dtype, backend):
     for name, x, y, z in zip(('out', 'dq', 'dk', 'dv', 'dmix', 'dbias'), got, reference, want):
         assert x.dtype == dtype
         if z.numel() == 1 and dtype != torch.float32:
-            continue  # dmix of one head: how near the reference comes is luck
+            continue  # dmix of one head: the reference's error is arbitrary
         for off, allowed in zip(errors(x, z), errors(y, z)):
             assert off <= max(2 * allowed, 1e-5), (name, off, allowed)
 
@@ -110,7 +112,7 @@ def test_any_strides(backend, dtype):
     for got, want in zip(results(emsa_attention, strange, backend=backend),
                          results(published, [x.contiguous() for x in strange])):
         assert_close(got, want, **bounds)
-    # An incoming gradient of strange strides, too: of stride 0 here.
+    # The incoming gradient may have any strides too, here 0.
     v = inputs[2].requires_grad_()
     got, want = (torch.autograd.grad(out.sum(), v)[0] for out in (
         emsa_attention(*inputs, backend=backend), published(*inputs)))
@@ -118,15 +120,15 @@ def test_any_strides(backend, dtype):
 
 
 def block_of(rows, threads, monkeypatch):
-    """Make blocks have so many rows of 2 x 4 elements of the map."""
+    """Make each block have this many rows of 2 x 4 elements of the map."""
     monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
     monkeypatch.setattr(chunked, 'BLOCK', rows * 4 // threads)
     monkeypatch.setattr(chunked, 'MOST', rows * 2 * 4)
     monkeypatch.setattr(chunked, 'ROWS', 1)
 
 
-# Of 3 images of 10 queries: one query a block, some, whole images, and of a block the pieces,
-# a piece for each thread where they are of the same length.
+# 3 images of 10 queries. A block is one query, some queries or whole images, and is cut into
+# one piece for each thread where the pieces have the same length.
 @pytest.mark.parametrize('rows, threads, shapes', [
     (1, 1, [(1, 1)] * 30),
     (3, 1, [(1, 3), (1, 3), (1, 3), (1, 1)] * 3),
@@ -212,7 +214,7 @@ def test_extreme_scores_stay_finite(backend, dtype):
 
 @pytest.mark.parametrize('backend', ['reference', 'chunked', 'auto'])
 def test_plain_attention(backend, monkeypatch):
-    """PyTorch's own, but for blocks on a CPU."""
+    """PyTorch's own, except for 'chunked' on a CPU."""
     q, k, v, _, _ = inputs = [x.to(DEVICE) for x in draw(2, 2, 9, 5, 4)]
     function, calls = F.scaled_dot_product_attention, []
     monkeypatch.setattr(attention.F, 'scaled_dot_product_attention', lambda *args, **kwargs: (
@@ -231,8 +233,8 @@ def test_plain_attention(backend, monkeypatch):
 @pytest.mark.parametrize('backend, seen', [
     ('reference', 2 * 6000 * 500), ('chunked', 4 * 2**18)])
 def test_chunked_never_holds_a_map(backend, seen, monkeypatch):
-    """Neither forward nor backward, whose four maps of a block lie together; the reference
-    shows that the watch works."""
+    """Neither in forward nor in backward, where a block's four maps are one tensor. The
+    reference shows that the profiler sees a map."""
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 1)
     monkeypatch.setattr(chunked, 'BLOCK', 2**17)
     inputs = draw(1, 2, 6000, 500, 2, torch.float32)
@@ -242,15 +244,10 @@ def test_chunked_never_holds_a_map(backend, seen, monkeypatch):
     assert 0.9 * seen < largest / 4 <= seen
 
 
-def compiled_and_eager(function, inputs):
-    return zip(results(torch.compile(function, fullgraph=True, dynamic=None), inputs),
-               results(function, inputs))
-
-
 @needs_custom_op
 @pytest.mark.parametrize('backend', ['auto', 'chunked'])
 def test_compiles_whole_and_once_for_ten_sizes(backend):
-    """The second size may compile anew, for dynamic sizes; the eight after it must not."""
+    """The second size may compile again, for dynamic sizes. The eight after it may not."""
     torch._dynamo.reset()
 
     def function(*inputs):
@@ -277,15 +274,54 @@ def test_inductor_gives_the_same():
 
 @needs_custom_op
 @needs_triton
-def test_custom_operators_hold_what_they_promise():
+def test_custom_operators_pass_opcheck():
     q, k, v, mix, _ = (x.detach().to(DEVICE) for x in draw(1, 2, 7, 3, 4, torch.float))
     for m, normalize, (forward, backward) in itertools.product(
         (mix, None), (True, False),
         ((chunked.chunked_forward, chunked.chunked_backward),
-         (triton.triton_forward, triton.triton_backward))):
+         (fused.triton_forward, fused.triton_backward))):
         args = (q, k, v, m, 0.5, normalize, 1e-5)
         torch.library.opcheck(forward, args)
         torch.library.opcheck(backward, (q, *forward(*args), q, k, v, m, 0.5, normalize))
+
+
+def operators(graph_module):
+    """Names of the operators in a graph and in the graphs inside it."""
+    return {str(node.target) for module in graph_module.modules() if hasattr(module, 'graph')
+            for node in module.graph.nodes if node.op == 'call_function'}
+
+
+def compile_and_record(model, image):
+    """Forward and backward graph as torch.compile gives them to its backend."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+    graphs = []
+
+    def record(graph_module, inputs):
+        graphs.append(graph_module)
+        return make_boxed_func(graph_module.forward)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=record))
+    sum(out.sum() for out in compiled(image)).backward()
+    return graphs
+
+
+@needs_custom_op
+@pytest.mark.parametrize('backend', ['auto', 'reference'])
+def test_compiled_rest_has_the_operator_and_no_map(backend):
+    """The reference shows that the test sees a map."""
+    forward, backward = compile_and_record(
+        ResT('lite', backend=backend), torch.randn(1, 3, 64, 96))
+    name = 'emsa_triton' if fused is not None and DEVICE == 'cuda' else 'emsa_chunked'
+    maps = {(384, 6), (96, 6), (24, 6), (6, 6)}  # N x M of each stage
+    for graph, operator in ((forward, name), (backward, f'{name}_backward')):
+        calls = [node for node in graph.graph.nodes
+                 if str(node.target) == f'mmrest.{operator}.default']
+        assert len(calls) == (8 if backend == 'auto' else 0)  # one for each block
+        seen = {tuple(node.meta['val'].shape[-2:]) for node in graph.graph.nodes
+                if isinstance(node.meta.get('val'), torch.Tensor)}
+        assert (maps & seen == set()) == (backend == 'auto'), maps & seen
 
 
 class Attention(nn.Module):
@@ -294,18 +330,43 @@ class Attention(nn.Module):
         return emsa_attention(*inputs)
 
 
-@needs_custom_op
-def test_exports_with_dynamic_sizes():
-    inputs = [x.detach() for x in draw(2, 2, 21, 6, 4)]
+@needs_export
+@pytest.mark.parametrize('strict', [False, True])
+def test_exported_graphs_run_without_mmrest(strict):
+    """strict=True runs dynamo, as torch.compile does, which must not share its choice."""
+    model, inputs = Attention(), [x.detach() for x in draw(2, 2, 21, 6, 4)]
+    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    compiled(*inputs)
     B, N, M = (torch.export.Dim(name, min=1, max=9999) for name in 'BNM')
-    exported = torch.export.export(Attention(), tuple(inputs), dynamic_shapes=(
+    exported = torch.export.export(model, tuple(inputs), strict=strict, dynamic_shapes=(
         (dict(enumerate((B, None, N))), dict(enumerate((B, None, M))),
          dict(enumerate((B, None, M))), None, None), ))
-    assert 'mmrest' not in exported.graph_module.code
+    assert not [name for name in operators(exported.graph_module) if 'mmrest' in name]
     for shape in [(1, 2, 1, 3, 4), (3, 2, 77, 19, 4)]:
         inputs = [x.detach() for x in draw(*shape)]
         assert_close(exported.module()(*inputs), published(*inputs))
-    traced = torch.jit.trace(Attention(), tuple(inputs))
+
+
+@needs_export
+@pytest.mark.parametrize('strict', [False, True])
+def test_an_exported_rest_runs_without_mmrest(strict):
+    arch = dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), sr_ratios=(2, 1))
+    model, image = ResT(arch, out_indices=(1, )).eval(), torch.randn(1, 3, 32, 48)
+    exported = torch.export.export(model, (image, ), strict=strict)
+    assert not [name for name in operators(exported.graph_module) if 'mmrest' in name]
+    assert_close(exported.module()(image)[0], model(image)[0])
+
+
+@needs_export
+def test_onnx_export_runs_without_mmrest():
+    pytest.importorskip('onnxscript')
+    inputs = [x.detach() for x in draw(2, 2, 21, 6, 4, torch.float)]
+    program = torch.onnx.export(Attention().eval(), tuple(inputs), dynamo=True, verbose=False)
+    assert {node.domain for node in program.model.graph} == {''}
+
+
+def test_traced_attention_takes_other_sizes():
+    traced = torch.jit.trace(Attention(), tuple(x.detach() for x in draw(2, 2, 21, 6, 4)))
     inputs = [x.detach() for x in draw(1, 2, 5, 2, 4)]
     assert_close(traced(*inputs), published(*inputs))
 
@@ -323,7 +384,8 @@ def test_activation_checkpointing():
 @pytest.mark.parametrize('dtype', HALVES)
 @pytest.mark.parametrize('backend', FUSED)
 def test_autocast(backend, dtype):
-    """No further off, again; some gradients (the key's bias) are zero but for rounding."""
+    """No further off than twice the reference. Some gradients, as of the key's bias, are
+    zero except for rounding."""
     torch.manual_seed(0)
     module = EMSA(32, 4, 2)
     x = torch.randn(2, 48, 32)
@@ -345,7 +407,7 @@ def test_autocast(backend, dtype):
 
 
 def test_every_parameter_gets_a_gradient():
-    """The mixing bias a zero: DistributedDataParallel stops at parameters without."""
+    """The mixing bias gets zeros: DistributedDataParallel stops at parameters without one."""
     module = EMSA(16, 2, backend='chunked')
     module(torch.randn(1, 12, 16), (3, 4)).sum().backward()
     assert all(p.grad is not None for p in module.parameters())
@@ -363,7 +425,7 @@ def test_a_second_derivative_is_refused():
 @needs_triton
 @pytest.mark.parametrize('capability, available', [('90', 227), ('80', 163)])
 def test_kernels_compile_without_a_gpu(capability, available):
-    """For H100/H200 and A100, within their shared memory."""
+    """For H100, H200 and A100, within their shared memory."""
     env = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name('compile_kernels.py'), capability],
@@ -375,7 +437,7 @@ def test_kernels_compile_without_a_gpu(capability, available):
 
 
 @needs_triton
-def test_triton_says_what_it_cannot_take():
+def test_triton_says_which_inputs_it_cannot_take():
     q, k, v, mix, bias = draw(1, 2, 5, 3, 4)
     with pytest.raises(RuntimeError, match="backend='triton' cannot run: .* not torch.float64"):
         emsa_attention(q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), backend='triton')
@@ -385,50 +447,113 @@ def test_triton_says_what_it_cannot_take():
 
 
 @needs_triton
-def test_triton_needs_cuda_and_the_package(monkeypatch):
+def test_triton_needs_cuda(monkeypatch):
     inputs = [x.detach().float() for x in draw(1, 2, 5, 3, 4)]
-    monkeypatch.setattr(triton, 'interpreted', lambda: False)
+    monkeypatch.setattr(fused, 'interpreted', lambda: False)
     with pytest.raises(RuntimeError, match="it needs tensors on CUDA, not on 'cpu'"):
         emsa_attention(*inputs, backend='triton')
-    monkeypatch.setattr(attention, 'triton', None)
-    monkeypatch.setattr(attention, 'NO_TRITON', 'no such package', raising=False)
-    for build in (lambda: EMSA(16, 2, backend='triton'),
+
+
+def test_triton_needs_the_package(monkeypatch):
+    inputs = [x.detach().float() for x in draw(1, 2, 5, 3, 4)]
+    monkeypatch.setattr(attention, 'NO_TRITON', 'no such package')
+    for build in (lambda: choose_backend('triton'), lambda: EMSA(16, 2, backend='triton'),
                   lambda: emsa_attention(*inputs, backend='triton')):
         with pytest.raises(RuntimeError, match="backend='triton' cannot run: no such package"):
             build()
-    assert "'chunked' (no such package)" in describe_backend('auto')
 
 
 @needs_triton
 def test_auto_takes_triton_on_cuda_and_chunked_elsewhere(monkeypatch):
     inputs = [x.detach().float() for x in draw(1, 2, 5, 3, 4)]
     taken = []
-    for module, name in ((triton, 'Triton'), (attention, 'Chunked')):
-        monkeypatch.setattr(module, name, type(name, (), dict(
-            apply=staticmethod(lambda *args, name=name: taken.append(name)))))
+    for name, module in attention.BACKENDS.items():
+        monkeypatch.setattr(module, 'attention', lambda *args, name=name: taken.append(name))
     emsa_attention(*inputs)
     monkeypatch.setattr(torch.Tensor, 'is_cuda', True)
+    monkeypatch.setattr(fused, 'interpreted', lambda: True)
     emsa_attention(*inputs)
-    emsa_attention(*(x.double() for x in inputs))
-    assert taken == ['Chunked', 'Triton', 'Chunked']
-    assert "'triton' on CUDA, 'chunked' elsewhere" in describe_backend('auto')
+    assert taken == ['chunked', 'triton']
+    attention._warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="backend='chunked': .* not torch.float64"):
+        emsa_attention(*(x.double() for x in inputs))
+    assert taken[2:] == ['chunked']
+    monkeypatch.setattr(attention, 'NO_TRITON', 'no such package')
+    with pytest.warns(UserWarning, match="backend='chunked': no such package") as warned:
+        for _ in range(3):
+            emsa_attention(*inputs)
+    assert len(warned) == 1 and taken[3:] == ['chunked'] * 3
 
 
-def test_wrong_arguments_are_named():
-    q, k, v, mix, bias = draw(2, 2, 9, 5, 4)
-    for wrong, message in [
-        (dict(q=q[0]), r'q of shape \(2, 9, 4\)'),
-        (dict(k=k[:1]), r'k of shape \(1, 2, 5, 4\) must be \(2, 2, M, 4\)'),
-        (dict(k=k[..., :3]), r'k of shape \(2, 2, 5, 3\)'),
-        (dict(v=v[:, :, :3]), r'v of shape \(2, 2, 3, 4\) must have the shape of k'),
-        (dict(mix=mix[:1]), r'mix of shape \(1, 2\) must be \(2, 2\)'),
-        (dict(bias=bias[:1]), r'bias of shape \(1,\) must be \(2,\)'),
-        (dict(backend='fast'), "backend='fast' must be one of"),
+@needs_custom_op
+def test_the_warning_is_no_graph_break():
+    """Dynamo knows a tensor's device, so this calls what emsa_attention calls on CUDA."""
+    torch._dynamo.reset()
+    attention._warn_once.cache_clear()
+
+    def function(x):
+        attention._warn(f'no kernels for {x.dtype}')
+        return 2 * x
+
+    compiled = torch.compile(function, fullgraph=True, backend='eager')
+    with pytest.warns(UserWarning, match='no kernels for torch.float32') as warned:
+        for size in (3, 4, 5):
+            assert_close(compiled(torch.ones(size)), torch.full((size, ), 2.))
+    assert len(warned) == 1
+
+
+def test_the_backend_of_an_environment_variable(monkeypatch):
+    q, k, v, _, _ = draw(1, 2, 5, 3, 4)
+    monkeypatch.delenv('MMREST_ATTENTION_BACKEND', raising=False)
+    assert choose_backend(None) == EMSA(16, 2).backend == 'auto'
+    monkeypatch.setenv('MMREST_ATTENTION_BACKEND', 'reference')
+    assert choose_backend(None) == EMSA(16, 2).backend == 'reference'
+    assert choose_backend('chunked') == EMSA(16, 2, backend='chunked').backend == 'chunked'
+    monkeypatch.setenv('MMREST_ATTENTION_BACKEND', 'fast')
+    for build in (lambda: choose_backend(None), lambda: EMSA(16, 2),
+                  lambda: emsa_attention(q, k, v), lambda: choose_backend('Chunked')):
+        with pytest.raises(ValueError, match="backend='(fast|Chunked)' must be 'auto'"):
+            build()
+
+
+@pytest.mark.parametrize('backend', FUSED)
+def test_inputs_that_would_give_wrong_numbers(backend):
+    """The operators would read other memory, or broadcast, or round."""
+    q, k, v, mix, bias = (x.detach().float() for x in draw(2, 2, 9, 5, 4))
+    for wrong, error, message in [
+        (dict(q=q[:1]), ValueError, r'k of shape \(2, 2, 5, 4\) .* must be .* \(1, 2, 5, 4\)'),
+        (dict(k=k[:1]), ValueError, r'k of shape \(1, 2, 5, 4\) .* must be .* \(2, 2, 5, 4\)'),
+        (dict(k=k[..., :3]), ValueError, r'k of shape \(2, 2, 5, 3\)'),
+        (dict(v=v[..., :1]), ValueError, r'v of shape \(2, 2, 5, 1\)'),
+        (dict(v=v[:, :, :3]), ValueError, r'v of shape \(2, 2, 3, 4\)'),
+        (dict(k=k[:, :, :0], v=v[:, :, :0]), ValueError, r'must have at least one key'),
+        (dict(mix=mix[:1]), ValueError, r'mix of shape \(1, 2\) .* must be of shape \(2, 2\)'),
+        (dict(mix=mix.to('meta')), ValueError, r"mix .* on 'meta' must be .* on 'cpu'"),
+        (dict(k=k.double()), TypeError, 'must have one dtype, not .*float32, torch.float64'),
     ]:
-        with pytest.raises(ValueError, match=message):
-            emsa_attention(**{**dict(q=q, k=k, v=v, mix=mix, bias=bias), **wrong})
-    with pytest.raises(TypeError, match="k's dtype torch.float32 must be that of q"):
-        emsa_attention(q, k.float(), v)
+        with pytest.raises(error, match=message):
+            emsa_attention(**{**dict(q=q, k=k, v=v, mix=mix, bias=bias), **wrong},
+                           backend=backend)
+
+
+@pytest.mark.parametrize('backend', ['reference', 'chunked'])
+def test_inputs_that_no_backend_takes(backend):
+    q, k, v, mix, _ = draw(2, 2, 9, 5, 4)
+    with pytest.raises(TypeError, match='floating-point dtype, not torch.int64'):
+        emsa_attention(q.long(), k.long(), v.long(), mix, backend=backend)
+    scale = torch.tensor(2., requires_grad=True)
+    with pytest.raises(TypeError, match='scale must be a number, it gets no gradient'):
+        emsa_attention(q, k, v, mix, scale=scale, backend=backend)
+
+
+@pytest.mark.parametrize('backend', ['reference', 'chunked'])
+@pytest.mark.parametrize('shape', [(0, 2, 5, 4), (1, 2, 0, 4)])
+def test_no_images_or_no_queries_give_an_empty_result(shape, backend):
+    q, k = torch.zeros(shape, requires_grad=True), torch.zeros(shape[0], 2, 3, 4)
+    out = emsa_attention(q, k, k, torch.eye(2), backend=backend)
+    assert out.shape == shape
+    out.sum().backward()
+    assert q.grad.shape == shape
 
 
 def test_deep_copies_keep_the_backend():
@@ -440,7 +565,7 @@ def test_deep_copies_keep_the_backend():
 @pytest.mark.parametrize('backend', FUSED)
 @pytest.mark.parametrize('M', [49, 150])
 def test_a_nearly_uniform_map_keeps_its_digits(M, backend, dtype):
-    """A young network's: P is 1/M and a hundredth of it; the norm brings that out."""
+    """As in an untrained network: P is 1/M up to a hundredth, which the norm enlarges."""
     q, k, v, mix, bias = (x.detach().to(DEVICE, dtype) for x in draw(1, 2, 70, M, 32))
     inputs = [q * 0.1, k * 0.1, v + 3, mix, bias]
     want = results(published, [x.double() for x in inputs])
