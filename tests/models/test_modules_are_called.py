@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed.fsdp
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, prune
@@ -84,6 +85,10 @@ def draw_input(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
 
 
+def loss(out):
+    return (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum()
+
+
 def steps(module, function, x, hw):
     """Outputs and gradients of two training steps, and the state dict after them."""
     found = []
@@ -91,9 +96,8 @@ def steps(module, function, x, hw):
         x = x.detach().requires_grad_()
         torch.manual_seed(i)  # for dropout
         out = function(module, x, hw)
-        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
         names, params = zip(*module.named_parameters())
-        grads = torch.autograd.grad((out * weight).sum(), [x, *params], allow_unused=True)
+        grads = torch.autograd.grad(loss(out), [x, *params], allow_unused=True)
         found.append(dict(zip(('out', 'x', *names), (out, *grads))))
         with torch.no_grad():
             for p, grad in zip(params, grads[1:]):
@@ -137,19 +141,18 @@ def test_gradients_through_dropout_are_the_slopes():
     module = block('act', 'dropout')
     x = draw_input(1, HW[0] * HW[1], 8)
 
-    def loss():
+    def run():
         torch.manual_seed(1)
-        out = module(x, HW)
-        return (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum()
+        return loss(module(x, HW))
 
     params = [*module.norm2.parameters(), *module.mlp.parameters()]
-    for p, grad in zip(params, torch.autograd.grad(loss(), params)):
+    for p, grad in zip(params, torch.autograd.grad(run(), params)):
         direction = torch.randn_like(p)
         values = []
         for step in (1e-5, -1e-5):
             with torch.no_grad():
                 p += step * direction
-                values.append(loss())
+                values.append(run())
                 p -= step * direction
         slope = (values[0] - values[1]) / 2e-5
         assert_close(slope, (grad * direction).sum(), rtol=1e-5, atol=1e-5)
@@ -236,6 +239,28 @@ def test_hooks_on_transform_conv_are_called():
         found.append(steps(module, function, x, (5, 7)))
     check(*found)
     assert shapes == 2 * [(1, 4, 5, 1)] + 2 * [(2, 4, 35, 12)]
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.distributed.fsdp, 'fully_shard'), reason='needs torch 2.6')
+def test_fsdp_of_single_layers():
+    """FSDP2 gathers the parameters of a layer when it is called."""
+    module, x = attention(), draw_input(2, 35, 16)
+    want = steps(module, call, x, (5, 7))[0]
+    torch.distributed.init_process_group(
+        'gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        module = attention()
+        mesh = torch.distributed.device_mesh.init_device_mesh('cpu', (1, ))
+        for layer in module.children():
+            torch.distributed.fsdp.fully_shard(layer, mesh=mesh)
+        out = module(x, (5, 7))
+        loss(out).backward()
+        grads = {name: p.grad.full_tensor() for name, p in module.named_parameters()}
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_close(out, want['out'])
+    assert_close(grads, {name: want[name] for name in grads})
 
 
 # pa_conv
