@@ -1,7 +1,7 @@
 """From handwritten digits to a trained Mask R-CNN with a ResT backbone, on a CPU.
 
-Runs the commands that a user would type, one after the other, and shows what came out.
-What is finished stays: called again, after whatever interruption, it goes on from there.
+Runs the commands that a user would type, one after the other, and shows the results. After an
+interruption, the same command continues: steps that are complete are not repeated.
 """
 import json
 import os
@@ -26,7 +26,7 @@ SHOWN = re.compile(r'(Iter\((?:train|val|test)\).*|Saving checkpoint.*|resumed .
 
 
 class Usage:
-    """Minutes and peak memory of each step, kept on disk over interruptions."""
+    """Minutes and peak memory of each step, in a file that outlives interruptions."""
 
     def __init__(self):
         self.path = DEMO / 'usage.json'
@@ -40,7 +40,7 @@ class Usage:
 
 
 def run(title: str, step: str, command: List[str], usage: Usage) -> None:
-    """Run a command, show its progress and keep all it prints in a log."""
+    """Run a command, show its progress and write its output to a log."""
     log = DEMO / f'{step}.log'
     print(f'\n{title}\n$ {shlex.join(["python", *command])}\n  (whole log: {log})')
     process = subprocess.Popen([sys.executable, *command],
@@ -67,7 +67,7 @@ def run(title: str, step: str, command: List[str], usage: Usage) -> None:
 
 
 def _peak_memory(pid: int) -> int:
-    """Largest memory a process had so far, in bytes; 0 where /proc does not tell."""
+    """Peak memory of a process in bytes; 0 where there is no /proc."""
     try:
         status = Path(f'/proc/{pid}/status').read_text()
     except OSError:
@@ -77,14 +77,14 @@ def _peak_memory(pid: int) -> int:
 
 
 def newest_checkpoint(folder: Path) -> Optional[Path]:
-    """The latest checkpoint that was written whole."""
+    """Return the latest checkpoint that is complete."""
     checkpoints = sorted(
         folder.glob('iter_*.pth'), key=lambda path: -int(path.stem.split('_')[1]))
     return next((path for path in checkpoints if zipfile.is_zipfile(path)), None)
 
 
 def train(title: str, config: Path, usage: Usage) -> Path:
-    """Train a config to its end, from where it was left; returns the last checkpoint."""
+    """Train a config to its end, resuming if possible; returns the last checkpoint."""
     from mmengine.config import Config
     folder = WORK / config.stem
     last = folder / f'iter_{Config.fromfile(config).max_iters}.pth'
@@ -100,7 +100,7 @@ def train(title: str, config: Path, usage: Usage) -> Path:
 
 
 def test(title: str, config: Path, checkpoint: Path, usage: Usage) -> Dict[str, float]:
-    """Metrics of a checkpoint by tools/test.py; its predictions go to DEMO."""
+    """Return the metrics of a checkpoint by tools/test.py, which saves predictions in DEMO."""
     folder = DEMO / f'test_{config.stem}'
     predictions = DEMO / f'{config.stem}.pkl'
 
@@ -117,7 +117,7 @@ def test(title: str, config: Path, checkpoint: Path, usage: Usage) -> Dict[str, 
 
 
 def draw_curves(path: Path) -> None:
-    """Losses and accuracies of both trainings over their iterations."""
+    """Plot losses and accuracies of both trainings over their iterations."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -151,7 +151,7 @@ def draw_curves(path: Path) -> None:
 
 
 def draw_pictures(folder: Path, predictions: Path) -> List[Path]:
-    """Ground truth (left) and predictions (right) of the first images, 4 times as large."""
+    """Draw truth (left) and predictions (right) of the first images, enlarged 4 times."""
     import cv2
     import numpy as np
     import torch

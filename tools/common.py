@@ -54,7 +54,7 @@ def load_config(args: argparse.Namespace, *loaders: str) -> Config:
         for name in loaders:
             if cfg.get(name):
                 cfg[name].setdefault('pin_memory', True)
-                cfg[name].setdefault('persistent_workers', cfg[name].num_workers > 0)
+                cfg[name].setdefault('persistent_workers', cfg[name].get('num_workers', 0) > 0)
                 cfg[name].setdefault('collate_fn', dict(type='default_collate'))
     return cfg
 

@@ -44,9 +44,8 @@ def test_detections_are_dumped_as_mmdet_does(coco, checkpoint):
     losses = [json.loads(line).get('loss') for line in scalars.read_text().splitlines()]
     assert all(np.isfinite(loss) for loss in losses if loss is not None)
     assert any(losses)
-    done = call(ROOT / 'tools/test.py', CONFIG, checkpoint, '--work-dir', 'tested', '--out',
-                'found.pkl', *SMALL, cwd=coco)
-    assert done.returncode == 0, done.stderr
+    run('test.py', CONFIG, checkpoint, '--work-dir', 'tested', '--out', 'found.pkl', *SMALL,
+        cwd=coco)
     assert 'coco/segm_mAP' in metrics(coco / 'tested')
     found = load(coco / 'found.pkl')[0]['pred_instances']
     assert len(found['masks']) == len(found['scores']) > 0
@@ -166,7 +165,9 @@ def test_amp_and_sync_bn(coco, launch, options, words):
     assert (coco / 'gpu/epoch_1.pth').exists()
 
 
-def test_mim_trains_and_tests_our_config(coco, checkpoint):
+def test_mim_trains_and_tests_our_config(coco, checkpoint, many):
+    if many(True, False):
+        pytest.skip('long version only: --torture; tests/test_package.py has the short one')
     done = mim('train', 'mmrest', CONFIG, '--work-dir', 'mim_train', *SMALL, cwd=coco)
     assert done.returncode == 0, done.stderr
     assert (coco / 'mim_train/epoch_1.pth').exists()
@@ -204,23 +205,26 @@ def test_det_inferencer_takes_our_config(coco, checkpoint):
     assert (boxes >= 0).all() and (boxes[:, 2] <= 128).all() and (boxes[:, 3] <= 96).all()
 
 
-def test_what_is_missing_is_said_in_one_sentence(tmp_path, coco):
+@pytest.mark.parametrize('args, sentence', [
+    (['train.py', CONFIG, '--work-dir', 'elsewhere', '--cfg-options',
+      'train_dataloader.dataset.ann_file=annotations/other.json'],
+     'needs data/coco/annotations/other.json, which cannot be found'),
+    (['test.py', 'no.py', 'no.pth'], "No such file or directory: 'no.py'"),
+    (['test.py', CONFIG, 'no.pth'], "checkpoint='no.pth': no such file"),
+])
+def test_what_is_missing_is_said_in_one_sentence(args, sentence, coco):
+    script, *args = args
+    process = Run(coco, *args, script=ROOT / 'tools' / script)
+    assert process.wait() == 1
+    line, = process.text().strip().splitlines()
+    assert sentence in line and not (coco / 'elsewhere').exists()
+
+
+def test_without_data_nothing_is_written(tmp_path):
     done = call(ROOT / 'tools/train.py', CONFIG, cwd=tmp_path)
     sentence, = done.stderr.strip().splitlines()
     assert done.returncode == 1 and 'data/coco/annotations/instances_train2017.json' in sentence
     assert not list(tmp_path.iterdir())
-
-    options = ['--work-dir', 'elsewhere', '--cfg-options',
-               'train_dataloader.dataset.ann_file=annotations/other.json']
-    done = call(ROOT / 'tools/train.py', *options[:2], CONFIG, *options[2:], cwd=coco)
-    sentence, = done.stderr.strip().splitlines()
-    assert 'needs data/coco/annotations/other.json, which cannot be found' in sentence
-
-    for args, words in ((['no.py', 'no.pth'], "No such file or directory: 'no.py'"),
-                        ([CONFIG, 'no.pth'], "checkpoint='no.pth': no such file")):
-        done = call(ROOT / 'tools/test.py', *args, cwd=coco)
-        sentence, = done.stderr.strip().splitlines()
-        assert done.returncode == 1 and words in sentence
 
 
 @pytest.fixture

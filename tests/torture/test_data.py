@@ -1,4 +1,4 @@
-"""COCO data with faults: normal behaviour, or a sentence that names the file and the field."""
+"""COCO data with faults: training continues, or an error names the file and the field."""
 import json
 import logging
 
@@ -115,7 +115,7 @@ BROKEN_FIELDS = {
 
 
 def test_faults_of_annotation_files_are_said(tmp_path, many):
-    """Through tools/train.py; the sentence comes last, after mmdet's traceback."""
+    """By tools/train.py. The sentence follows MMDetection's traceback."""
     names = [*BROKEN_FILES, *BROKEN_FIELDS]
     for name in many(['empty'], names):
         folder = tmp_path / name

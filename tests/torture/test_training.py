@@ -59,7 +59,7 @@ randomness = dict(seed=0)
 
 
 def classifier(folder):
-    """A config and 20 images of 2 classes, bright on the left or on the right."""
+    """Write a config, and 20 images of 2 classes: bright on the left or on the right."""
     generator = np.random.default_rng(0)
     for label, side in enumerate((slice(0, 16), slice(16, 32))):
         (folder / f'images/{label}').mkdir(parents=True)
@@ -80,7 +80,7 @@ def long_version(many):
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
-    """The folder with the config, and what a run that nobody disturbs ends with."""
+    """The folder with the config, and the final state of a run that is not interrupted."""
     folder = tmp_path_factory.mktemp('training')
     config = classifier(folder)
     run = Run(folder, config, '--work-dir', 'undisturbed')
@@ -89,7 +89,7 @@ def undisturbed(tmp_path_factory):
 
 
 def resume(folder, name, *options, fate=None):
-    """Run to the end, or to what fate has in store: its exit code and what it printed."""
+    """Run to the end, or until ``fate`` ends it; returns the exit code and the output."""
     run = Run(folder, 'classifier.py', '--work-dir', name, '--resume', *options, fate=fate)
     return run.wait(), run.text()
 
@@ -99,14 +99,14 @@ def end(folder, name):
 
 
 def whole(folder):
-    """The steps of the checkpoints there, all of which load."""
+    """Check all checkpoints in a folder; returns the steps of those that can be resumed."""
     for path in folder.glob('*.pth'):
         check_whole(path)
     return sorted(int(path.stem.split('_')[1]) for path in folder.glob('epoch_*.pth'))
 
 
 def test_seeds_alone_decide(undisturbed, long_version):
-    """Else, equal ends after a kill would say nothing."""
+    """Otherwise, equal results after a kill would prove nothing."""
     folder, expected = undisturbed
     code, _ = resume(folder, 'seed', '--cfg-options', 'randomness.seed=1')
     assert code == 0
@@ -121,7 +121,7 @@ def test_killed_at_random_moments(undisturbed, many):
         name = f'random_{chains}'
         while True:
             run = Run(folder, 'classifier.py', '--work-dir', name, '--resume')
-            # The first one comes when there is a checkpoint to go on from.
+            # The first kill comes when there is a checkpoint to resume from.
             moment = 'Checkpoints will be saved' if kills else 'Saving checkpoint at 2 epochs'
             assert run.until(moment), run.text()[-3000:]
             time.sleep(delays.uniform(0, 2))
@@ -136,13 +136,13 @@ def test_killed_at_random_moments(undisturbed, many):
             whole(folder / name)
         assert same(end(folder, name), expected), distance(end(folder, name), expected)
         chains += 1
-    print(f'{kills} kills at random moments survived, in {chains} runs; {resumed} starts '
-          'went on from a checkpoint')
+    print(f'{kills} kills at random moments in {chains} runs; {resumed} of the starts '
+          'resumed from a checkpoint')
     assert resumed
 
 
 def test_killed_while_a_checkpoint_is_written(undisturbed, long_version):
-    """After the rename, in the middle of writing, before the rename, and the best one."""
+    """Before and after the rename, in the middle of writing, and at the best checkpoint."""
     folder, expected = undisturbed
     name = 'writing'
     code, _ = resume(folder, name, fate=DieAt('top1_epoch_2.pth', 1, after=False))
@@ -225,7 +225,7 @@ DRAWS = pytest.mark.xfail(
     ('detector.py', tiny_coco.OPTIONS, '/epoch_2.pth'),
 ])
 def test_loops_and_workers(config, options, third, tmp_path, long_version):
-    """Killed after the second checkpoint, at the rename of the third."""
+    """A run that is killed at the rename of the third checkpoint."""
     classifier(tmp_path)
     (tmp_path / 'iterations.py').write_text(ITERATIONS)
     tiny_coco.write(tmp_path)

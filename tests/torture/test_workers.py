@@ -17,7 +17,7 @@ OPTIONS = ['env_cfg.dist_cfg.backend=gloo', 'model_wrapper_cfg.type=MMDistribute
 
 
 def start(folder, launcher):
-    """Two workers, under torchrun or each on its own: (processes, the workers' ids)."""
+    """Start two workers, under torchrun or on their own; returns the started processes."""
     script = [HERE / 'cpu_process.py', ROOT / 'tools/train.py', 'classifier.py', '--launcher',
               'pytorch', '--work-dir', 'out', '--cfg-options', *OPTIONS]
     env = dict(os.environ, OMP_NUM_THREADS='1')

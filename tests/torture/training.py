@@ -37,7 +37,7 @@ class Run:
         self.process.start()
 
     def until(self, words, timeout=60):
-        """Wait for words in what it prints; False if it ends without them."""
+        """Wait for words in the output; returns False if the process ends without them."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             over = not self.process.is_alive()
@@ -49,7 +49,7 @@ class Run:
         raise TimeoutError(f'{words!r} after {timeout} s in {self.text()[-3000:]}')
 
     def wait(self, timeout=120):
-        """The exit code: negative is a signal's number."""
+        """Wait for the end; returns the exit code, negative for a signal."""
         self.process.join(timeout)
         assert not self.process.is_alive(), self.text()[-3000:]
         return self.process.exitcode
@@ -73,7 +73,7 @@ def _run(folder, log, argv, fate):
 
 
 class DieAt:
-    """SIGKILL at the n-th rename of a file to a name that ends so, before or after it."""
+    """SIGKILL before or after the n-th rename to a file name with this ending."""
 
     def __init__(self, end, n, after):
         self.end, self.n, self.after = end, n, after
@@ -93,7 +93,7 @@ class DieAt:
 
 
 class FilesAtMost:
-    """No file grows past ``size`` bytes: the write fails there, or kills the process."""
+    """A write past ``size`` bytes of a file fails, or kills the process."""
 
     def __init__(self, size, kill):
         self.size, self.kill = size, kill
@@ -124,14 +124,14 @@ class DieNaming:
 
 
 def check_whole(path):
-    """A checkpoint has the bytes that were written, and can be read."""
+    """Check that a checkpoint has the bytes that were written, and can be read."""
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None, path
     torch.load(path, weights_only=False)
 
 
 def content(path):
-    """What a checkpoint says of the training's state: weights, optimizer, schedule, place."""
+    """The state of a training in a checkpoint: weights, optimizer, schedule, epoch."""
     checkpoint = torch.load(path, map_location='cpu', weights_only=False)
     place = {key: checkpoint['meta'][key] for key in ('epoch', 'iter')}
     return dict(
