@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .library import EMSAFunction, empty_heads, opaque
 
-# Elements of one head's map in a block, for each of a CPU's threads: few enough to stay in its
-# cache between passes, enough to keep it busy. Of all heads and threads together at most MOST.
-# Rows come by the length of a vector register.
+# BLOCK is the number of elements of one head's map in a block, for each CPU thread: few enough
+# to stay in its cache between passes, enough to keep it busy. MOST is the limit over all heads
+# and threads. The number of rows is a multiple of ROWS, the length of a vector register.
 BLOCK = 2**18
 MOST = 2**21
 ROWS = 16
@@ -39,7 +39,7 @@ def chunked_forward(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], scal
             torch.softmax(_mix(mix, scores, out=mixed), -1, out=attn)
             if normalize:
                 attn.sub_(1 / M)
-                # Rows first: one sum over all would lose a digit.
+                # First over rows: a single sum over all elements would lose a digit.
                 squared = torch.linalg.vector_norm(attn, dim=-1).square().sum(-1)
                 squares[block.b] += block.sum(squared)
             block.rows(out).copy_(attn @ v_block)
@@ -59,7 +59,7 @@ def _fake_backward(grad, out, r, q, k, v, mix, scale, normalize):
 def chunked_backward(grad: Tensor, out: Tensor, r: Tensor, q: Tensor, k: Tensor, v: Tensor,
                      mix: Optional[Tensor], scale: float,
                      normalize: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and mix (of no elements where there is none)."""
+    """Gradients of q, k, v and mix (empty without mix)."""
     (_, h, N, _), M = q.shape, k.shape[2]
     dtype = r.dtype
     dq, dk, dv = (empty_heads(x, dtype) for x in (q, k, v))
@@ -99,15 +99,15 @@ def chunked_backward(grad: Tensor, out: Tensor, r: Tensor, q: Tensor, k: Tensor,
 class _Block(NamedTuple):
     """Some whole images, or queries ``n`` of one image in ``pieces`` of the same length.
 
-    Either way its tensors are (b, h, n, .), which operators divide among a CPU's threads by
-    their first dimension, all alike: what one core wrote no other core has to fetch.
+    In both cases its tensors are (b, h, n, .). All operators divide them among CPU threads by
+    the first dimension, so no core has to fetch what another core wrote.
     """
     b: slice
     n: slice
     pieces: int
 
     def rows(self, x: Tensor) -> Tensor:
-        """Of (B, h, N, d) the view (b, h, n, d)."""
+        """The view (b, h, n, d) of a tensor (B, h, N, d)."""
         pieces = x[self.b, :, self.n].unflatten(2, (self.pieces, -1))  # (B, h, pieces, n, d)
         return pieces.transpose(1, 2).flatten(0, 1)
 
@@ -120,13 +120,13 @@ def _blocks(out: Tensor, k: Tensor, v: Tensor,
             maps: int) -> Iterator[Tuple[_Block, Tensor, Tensor, List[Tensor]]]:
     """Blocks of queries, their k and v (b, h, M, d), and memory for ``maps`` (b, h, n, M).
 
-    All blocks share that memory: fresh pages cost more than what is computed in them.
+    All blocks share that memory: new pages cost more time than the computation in them.
     """
     (B, h, N, _), M = out.shape, k.shape[2]
     threads = 1 if out.is_cuda else torch.get_num_threads()
     elements = min(h * threads * BLOCK, MOST)
     images = max(min(elements // max(h * N * M, 1), B), 1)
-    images = images - images % threads or images  # as many for each thread
+    images = images - images % threads or images  # the same number for each thread
     rows = max(N, 1)
     if images == 1:
         fitting = max(elements // (h * M), 1)
@@ -153,7 +153,7 @@ def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 
 def _mix(mix: Optional[Tensor], scores: Tensor, out: Tensor) -> Tensor:
-    """The 1x1 convolution over heads of (b, h, n, M); the scores as they are without one."""
+    """The 1x1 convolution over heads of (b, h, n, M); without one, the scores unchanged."""
     if mix is None:
         return scores
     torch.bmm(mix.expand(len(scores), -1, -1), scores.flatten(2), out=out.flatten(2))
@@ -161,7 +161,7 @@ def _mix(mix: Optional[Tensor], scores: Tensor, out: Tensor) -> Tensor:
 
 
 def why_not(q: Tensor) -> Optional[str]:
-    """Nothing: PyTorch runs it on any device, in any floating-point type."""
+    """None: PyTorch runs it on any device."""
     return None
 
 

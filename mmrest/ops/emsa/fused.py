@@ -1,9 +1,9 @@
-"""EMSA's attention as fused CUDA kernels, forward and backward: README.md derives them.
+"""EMSA's attention as fused CUDA kernels, forward and backward. README.md derives them.
 
-The kernels see every tensor as tokens, (B, N, h, d) contiguous, C = h d, and these symbols:
+The kernels take every tensor as contiguous tokens (B, N, h, d). Symbols:
 
-    T   mixed scores of head i       P   softmax of T       C   P - 1/M
-    r   1 / sqrt(var + eps), one per image and head
+    T   mixed scores of head i       P   softmax of T       C   P - 1/M, or the width h d
+    r   1 / sqrt(var + eps), one for each image and head
 """
 from typing import Optional, Tuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .library import EMSAFunction, opaque
 
-MAX_WIDTH = 1024  # of h d, and 128 of d: what fits a multiprocessor's registers
+MAX_WIDTH = 1024  # limit of h d, by a multiprocessor's registers; the limit of d is 128
 
 
 @triton.jit
@@ -49,11 +49,12 @@ def forward_kernel(q, k, v, mean, mix, out, squares, lse, scale, N, M,
                    h: tl.constexpr, d: tl.constexpr, D: tl.constexpr, MIX: tl.constexpr,
                    NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
                    COLS: tl.constexpr, ONE_BLOCK: tl.constexpr):
-    """C v (P v unless NORMALIZE), sum_j C^2 and the logarithm of softmax's denominator.
+    """C v (P v unless NORMALIZE), sum_j C^2 and the logarithm of softmax's denominator, for a
+    block of queries.
 
-    Of a block of queries. P is often nearly 1 / M, of which 16 bits would leave nothing but
-    rounding. So what meets v is P less a level of about 1 / M, and the mean of v makes up for
-    it: P v = (P - level) v + level M mean(v).
+    P is often close to 1 / M, and 16 bits would leave only 1 / M and rounding errors. So P
+    minus a level near 1 / M is multiplied by v, and the mean of v adds the level back:
+    P v = (P - level) v + level M mean(v).
     """
     i = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
@@ -62,10 +63,10 @@ def forward_kernel(q, k, v, mean, mix, out, squares, lse, scale, N, M,
     q += b * N * h * d
     k += b * M * h * d
     v += b * M * h * d + i * d
-    if ONE_BLOCK:  # where M is small, the sum of p^2 less 1/M would cancel
+    if ONE_BLOCK:  # for small M, the sum of p^2 minus 1/M would cancel
         m = tl.arange(0, COLS)
         t = mixed_scores(q, k, mix, i, n, m, N, M, scale, h, d, D, MIX, PRECISION)
-        top = tl.maximum(tl.max(t, 1), -1e38)  # rows outside have -inf alone
+        top = tl.maximum(tl.max(t, 1), -1e38)  # rows outside are all -inf
         p = tl.exp(t - top[:, None])
         total = tl.where(n < N, tl.sum(p, 1), 1.)
         level = total / M
@@ -114,7 +115,7 @@ def map_and_gradient(q, k, v_i, mix, g, lse, delta, r, slope, i, n, m, N, M, sca
                      NORMALIZE: tl.constexpr, PRECISION: tl.constexpr):
     """C (P unless NORMALIZE) and dT (n, m) of head i.
 
-    One key takes all whatever its score: zeros then, where rounding would say otherwise.
+    With one key P is 1 for any score. C and dT are then exact zeros, not rounding errors.
     """
     t = mixed_scores(q, k, mix, i, n, m, N, M, scale, h, d, D, MIX, PRECISION)
     p = tl.exp(t - lse[:, None])  # zeros outside
@@ -130,7 +131,7 @@ def map_and_gradient(q, k, v_i, mix, g, lse, delta, r, slope, i, n, m, N, M, sca
 
 @triton.jit
 def mixing_weights(mix, i, c, h: tl.constexpr, d: tl.constexpr, MIX: tl.constexpr):
-    """W[i, g] for each column c, which is one of head g."""
+    """W[i, g] for each column c, where g is the head of that column."""
     if MIX:
         return tl.load(mix + i * h + c // d, mask=c < h * d, other=0.)
     else:
@@ -142,7 +143,7 @@ def key_value_kernel(q, k, v, mix, grad, lse, delta, r, slope, dk, dv, scale, N,
                      h: tl.constexpr, d: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
                      MIX: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
                      ROWS: tl.constexpr, COLS: tl.constexpr):
-    """dk_g = scale sum_i W[i,g] dT_i^T q_g and dv_i = r C_i^T dO_i of a block of keys."""
+    """dk_g = scale sum_i W[i,g] dT_i^T q_g and dv_i = r C_i^T dO_i, for a block of keys."""
     b = tl.program_id(1).to(tl.int64)
     m = tl.program_id(0) * COLS + tl.arange(0, COLS)
     e = tl.arange(0, D)
@@ -181,8 +182,8 @@ def query_kernel(q, k, v, mix, grad, lse, delta, r, slope, dq, dmix, scale, N, M
                  h: tl.constexpr, d: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
                  MIX: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
                  ROWS: tl.constexpr, COLS: tl.constexpr):
-    """With X_ig = scale dT_i k_g: dq_g = sum_i W[i,g] X_ig of a block of queries, and by
-    column its share of dW[i,g] = sum(q_g X_ig)."""
+    """dq_g = sum_i W[i,g] X_ig and the block's part of dW[i,g] = sum(q_g X_ig) by column, for a
+    block of queries, with X_ig = scale dT_i k_g."""
     b = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     e = tl.arange(0, D)
@@ -217,38 +218,41 @@ def query_kernel(q, k, v, mix, grad, lse, delta, r, slope, dq, dmix, scale, N, M
 
 
 def forward_blocks(d: int, element_size: int) -> dict:
-    """Queries and keys at a time, for 100 KB of shared memory."""
+    """Number of queries and keys in a block, for 100 KB of shared memory."""
     size = 64 if triton.next_power_of_2(d) * element_size <= 256 else 32
     return dict(ROWS=size, COLS=size)
 
 
 def backward_blocks(C: int) -> dict:
-    """Queries and keys at a time, and the padded width: two (rows, C) stay in registers."""
+    """Number of queries and keys in a block, and the padded width C.
+
+    Two tensors (rows, C) stay in registers.
+    """
     C = max(triton.next_power_of_2(C), 16)
     rows, cols = (32, 64) if C <= 128 else (32, 32) if C <= 512 else (16, 16)
     return dict(C=C, ROWS=rows, COLS=cols)
 
 
 def why_not(q: Tensor) -> Optional[str]:
-    """Why the kernels cannot take such a q, if they cannot."""
+    """Why the kernels cannot take such a q, or None if they can."""
     h, d = q.shape[1], q.shape[3]
     if not q.is_cuda and not interpreted():
         return f"it needs tensors on CUDA, not on '{q.device}'"
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f'it knows float32, bfloat16 and float16, not {q.dtype}'
+        return f'it takes float32, bfloat16 and float16, not {q.dtype}'
     if d > 128 or h * d > MAX_WIDTH:
-        return (f'heads may have 128 channels and all together {MAX_WIDTH}, '
+        return (f'a head can have up to 128 channels and all heads up to {MAX_WIDTH}, '
                 f'not {d} and {h * d}')
     return None
 
 
 def interpreted() -> bool:
-    """Whether TRITON_INTERPRET=1 makes the kernels run on a CPU, slowly, for tests."""
+    """Whether TRITON_INTERPRET=1 runs the kernels on a CPU, slowly, for tests."""
     return not isinstance(forward_kernel, triton.runtime.JITFunction)
 
 
 def _as_tokens(x: Tensor) -> Tensor:
-    if interpreted() and x.dtype == torch.bfloat16:  # which NumPy does not know
+    if interpreted() and x.dtype == torch.bfloat16:  # NumPy has no bfloat16
         x = x.float()
     return x.transpose(1, 2).contiguous()  # (B, h, N, d) -> (B, N, h, d)
 
@@ -279,9 +283,9 @@ def _fake_forward(q, k, v, mix, scale, normalize, eps):
 @opaque('emsa_triton', _fake_forward)
 def triton_forward(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], scale: float,
                    normalize: bool, eps: float) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """O (B, h, N, d); sum_j C^2 and logsumexp_j T (B, h, N); r (B, h). All in float32:
+    """O (B, h, N, d), sum_j C^2 and logsumexp_j T (B, h, N), and r (B, h).
 
-    the backward's row sums of P dP come from O, and are no place for fewer bits.
+    All are float32: backward computes the row sums of P dP from O and needs that precision.
     """
     (B, h, N, d), M = q.shape, k.shape[2]
     out = q.new_empty((B, N, h, d), dtype=torch.float32)
@@ -308,7 +312,7 @@ def _fake_backward(grad, out, squares, lse, r, q, k, v, mix, scale, normalize):
 def triton_backward(grad: Tensor, out: Tensor, squares: Tensor, lse: Tensor, r: Tensor,
                     q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], scale: float,
                     normalize: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and mix (of no elements where there is none)."""
+    """Gradients of q, k, v and mix (empty without mix)."""
     (B, h, N, d), M = q.shape, k.shape[2]
     # Row sums of P dP, where dP = r dO v^T + slope C and O = r C v (P unless normalize).
     delta = torch.linalg.vecdot(grad.float(), out)  # (B, h, N)

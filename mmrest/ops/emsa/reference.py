@@ -1,4 +1,4 @@
-"""EMSA's attention as the paper's equation (4) states it, with the whole map in memory."""
+"""EMSA's attention as in equation (4) of the paper, with the whole map in memory."""
 from typing import Optional
 
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def why_not(q: Tensor) -> Optional[str]:
-    """Nothing: PyTorch runs it on any device."""
+    """None: PyTorch runs it on any device."""
     return None
 
 
@@ -15,7 +15,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], bias: Opti
     """See :func:`~mmrest.ops.emsa_attention`."""
     attn = attention_map(q, k, mix, bias, scale)  # (B, h, N, M)
     if normalize:
-        attn = attn - 1 / k.shape[2]  # the mean: rows sum to one
+        attn = attn - 1 / k.shape[2]  # the mean, as rows sum to one
         var = attn.square().mean(dim=(-2, -1), keepdim=True)  # (B, h, 1, 1)
         attn = attn * torch.rsqrt(var + eps)
     return (attn.to(v.dtype) @ v).to(v.dtype)  # autocast may make the product another type
@@ -30,5 +30,5 @@ def attention_map(q: Tensor, k: Tensor, mix: Optional[Tensor], bias: Optional[Te
         attn = (mix.to(attn.dtype) @ attn.flatten(2)).view(attn.shape)
         if bias is not None:
             attn = attn + bias.to(attn.dtype)[:, None, None]
-    # The variance is about 1e-6: no place for fewer bits than float32.
+    # The variance is about 1e-6, so that softmax needs at least float32.
     return attn.softmax(dim=-1, dtype=torch.promote_types(attn.dtype, torch.float32))
