@@ -176,8 +176,8 @@ def main() -> None:
     if not paths:
         raise ValueError(f"input='{args.input}' has no image in it ({' '.join(IMAGES)})")
 
-    load_safely()
     scope = Config.fromfile(args.config).get('default_scope') or 'mmdet'
+    load_safely()
     model = MODELS[scope](args.config, args.checkpoint, args.device, args.score_thr)
     broken = []
     if suffix in FILMS:

@@ -1,19 +1,23 @@
-"""tools/analysis_tools: what the pictures show, images a second, curves."""
+"""tools/analysis_tools: what the pictures show, FLOPs, images per second, curves."""
 import importlib
 import json
 import re
+import runpy
+import sys
 
 import cv2
 import mmdet
+import mmpretrain
 import numpy as np
 import pytest
 import torch
 from mmengine.utils import digit_version
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmrest import ResT
-from mmrest.apis import build_model, find_rest, read_config, read_image
-from mmrest.ops.emsa.reference import reference_attention
+from mmrest.apis import build_model, exit_on_user_error, find_rest, read_config, read_image
+from mmrest.ops.emsa.reference import attention
 
 from .conftest import ROOT, call
 
@@ -23,17 +27,18 @@ DETECTOR = str(ROOT / 'configs/mask_rcnn/rest_lite_fpn_digits.py')
 
 @pytest.fixture
 def tool(monkeypatch):
-    """Imports a script of the folder."""
+    """Imports a script from the folder."""
     monkeypatch.syspath_prepend(str(ROOT / 'tools/analysis_tools'))
     return importlib.import_module
 
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-    """An image of 96 x 128 and both models' weights."""
+    """Images of 96 x 128 and 48 x 48, and both models' weights."""
     folder = tmp_path_factory.mktemp('analysis')
     rng = np.random.default_rng(0)
-    cv2.imwrite(str(folder / 'image.png'), rng.integers(0, 255, (96, 128, 3), np.uint8))
+    for name, shape in (('image', (96, 128, 3)), ('square', (48, 48, 3))):
+        cv2.imwrite(str(folder / f'{name}.png'), rng.integers(0, 255, shape, np.uint8))
     torch.manual_seed(0)
     for name, config in (('classifier', CLASSIFIER), ('detector', DETECTOR)):
         torch.save(build(config).state_dict(), folder / f'{name}.pth')
@@ -46,7 +51,7 @@ def build(config):
     return build_model(cfg)
 
 
-def test_the_image_is_what_the_test_pipeline_makes(tmp_path):
+def test_the_image_is_the_output_of_the_test_pipeline(tmp_path):
     wanted = np.random.default_rng(1).integers(0, 255, (48, 48, 3), np.uint8)  # RGB
     cv2.imwrite(str(tmp_path / 'image.png'), wanted[..., ::-1])
     model = build(CLASSIFIER)
@@ -67,13 +72,30 @@ def test_configs_without_rest_and_weights_that_do_not_fit_are_named(files):
     cfg.model.backbone.pop('init_cfg', None)
     with pytest.raises(ValueError, match=r"(?s)detector.pth' does not fit the config.*neck"):
         build_model(cfg, files / 'detector.pth')
-    with pytest.raises(FileNotFoundError, match="config='none.py'"):
-        read_config('none.py')
+
+
+def test_a_mistake_is_a_sentence_and_a_bug_a_traceback():
+    @exit_on_user_error
+    def main(what):
+        what()
+
+    def wrong():
+        raise ValueError('point=(9, 9) must be in the image')
+
+    for what, words in ((wrong, 'point='), (lambda: read_config('none.py'), 'none.py'),
+                        (lambda: find_rest(torch.nn.Linear(1, 1)), 'has no ResT')):
+        with pytest.raises(SystemExit, match=words) as raised:
+            main(what)
+        assert isinstance(raised.value.code, str)  # printed; the exit code is 1
+    with pytest.raises(ValueError):  # raised in another package
+        main(lambda: json.loads('{'))
+    with pytest.raises(RuntimeError):
+        main(lambda: torch.zeros(2) @ torch.zeros(3))
 
 
 @pytest.mark.parametrize('stage', [1, 2, 3, 4])
 def test_attention_of_a_point_is_the_models_own(stage, tool):
-    """Its rows, normalised and multiplied by the values, are what EMSA makes of the point."""
+    """Its rows, normalised and multiplied by the values, give EMSA's output at the point."""
     tool = tool('vis_attention')
     torch.manual_seed(stage)
     rest = ResT('lite').double().eval()
@@ -93,9 +115,9 @@ def test_attention_of_a_point_is_the_models_own(stage, tool):
     weights = found.flatten(1)
     if block.normalize:
         one = torch.eye(M, dtype=torch.double).expand(1, h, M, M)
-        whole = reference_attention(q, k, one, *block.mixing(), q.shape[-1]**-0.5, True, 1e-5)
-        variance = reference_attention(
-            q, k, one, *block.mixing(), q.shape[-1]**-0.5, False, 0.)
+        whole = attention(q, k, one, *block.mixing(q), q.shape[-1]**-0.5, True, 1e-5)
+        variance = attention(
+            q, k, one, *block.mixing(q), q.shape[-1]**-0.5, False, 0.)
         variance = (variance - 1 / M).square().mean((-2, -1))[0]
         weights = (weights - 1 / M) * (variance + 1e-5).rsqrt()[:, None]
         assert_close(weights, whole[0, :, query])
@@ -110,38 +132,45 @@ def test_attention_of_a_point_outside_is_refused(tool):
         tool.attention_of_point(rest, torch.zeros(1, 3, 64, 64), (64, 0), 1)
     with pytest.raises(ValueError, match='stage=5 must be from 1 to 4'):
         tool.attention_of_point(rest, torch.zeros(1, 3, 64, 64), (0, 0), 5)
+    with pytest.raises(ValueError, match='block=2 must be from -2 to 1 in stage 1'):
+        tool.attention_of_point(rest, torch.zeros(1, 3, 64, 64), (0, 0), 1, 2)
 
 
-def test_cam_is_gradient_times_activation(tool):
-    """Grad-CAM's definition, computed by hand on an image that is no square."""
-    tool = tool('vis_cam')
-    model = build(CLASSIFIER)
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    image = torch.randn(1, 3, 64, 96)
-    kept, largest = [], []
-    for category in range(3):
-        found = tool.cam_of_stage(model, image.clone(), 3, category)
-        hook = find_rest(model).stage3[-1].register_forward_hook(
-            lambda _, args, out: kept.append(out))
-        logits = model(image, mode='tensor')
-        hook.remove()
-        tokens = kept.pop()
-        grad, = torch.autograd.grad(logits[0, category], tokens)
-        cam = (tokens * grad.mean(1, keepdim=True)).sum(2).relu()  # (1, N)
-        cam = cam.view(4, 6).detach().numpy()
-        cam = cv2.resize((cam - cam.min()) / (cam.max() - cam.min() + 1e-7), (96, 64))
-        np.testing.assert_allclose(found, cam, atol=1e-3)
-        largest.append(found.max())
-    assert max(largest) > 0.9
-    with pytest.raises(ValueError, match='stage=0'):
-        tool.cam_of_stage(model, image, 0)
+@pytest.mark.parametrize('layer', ['backbone.stage3.1', 'backbone.norm4'])
+def test_grad_cam_by_mmpretrains_own_script(layer, files, tmp_path, monkeypatch):
+    """The command of the documentation."""
+    script = mmpretrain.__path__[0] + '/.mim/tools/visualization/vis_cam.py'
+    image, out = files / 'square.png', tmp_path / 'cam.png'
+    args = [image, CLASSIFIER, files / 'classifier.pth', '--vit-like', '--target-layers', layer,
+            '--save-path', out]
+    monkeypatch.setattr(sys, 'argv', [script, *map(str, args)])
+    runpy.run_path(script, run_name='__main__')
+    drawn = cv2.imread(str(out))
+    assert drawn.shape == (48, 48, 3)  # the size of the test pipeline
+    assert np.abs(drawn - cv2.imread(str(image)).astype(float)).mean() > 10
+
+
+@pytest.mark.parametrize('shape', [(64, 64), (75, 110)])
+def test_flops_are_those_of_the_equations(shape, tool):
+    """torch's own counter on the reference backend, which computes the map by products."""
+    cfg = read_config(CLASSIFIER)
+    cfg.model.backbone.pop('init_cfg', None)
+    parameters, published, full = tool('count_flops').count(cfg, shape)
+    cfg.model.backbone.backend = 'reference'
+    model = build_model(cfg).to('meta')
+    assert parameters == sum(p.numel() for p in model.parameters())
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(torch.empty(1, 3, *shape, device='meta'), mode='tensor')
+    vectors = 2 * sum(h * h * (h + 1) for h in (2, 4, 8))  # transform_conv's, in two blocks
+    assert full == counter.get_total_flops() // 2 - vectors
+    products = counter.get_flop_counts()['Global'][torch.ops.aten.bmm] // 2
+    assert published == full - products
 
 
 @pytest.mark.parametrize('name, config, rows', [
-    ('vis_cam', CLASSIFIER, [5]), ('vis_attention', DETECTOR, [2, 3, 5, 9]),
-    ('vis_features', DETECTOR, [5, 6])])
+    ('vis_attention', DETECTOR, [2, 3, 5, 9]), ('vis_features', DETECTOR, [5, 6]),
+    ('vis_features', CLASSIFIER, [2])])
 def test_pictures_are_written(name, config, rows, tool, files, tmp_path, monkeypatch):
     tool = tool(name)
     saved = []
@@ -157,21 +186,22 @@ def test_pictures_are_written(name, config, rows, tool, files, tmp_path, monkeyp
     tool.main([config, str(weights), str(files / 'image.png'), str(out)])
     assert [len(row) for row in saved[0]] == rows
     assert cv2.imread(str(out)).std() > 1
-    with pytest.raises(SystemExit, match='no such file'):
+    with pytest.raises(SystemExit, match='nowhere.png'):
         tool.main([config, str(weights), 'nowhere.png', str(out)])
 
 
 @pytest.mark.parametrize('config', [CLASSIFIER, DETECTOR])
-def test_images_a_second(config, tmp_path):
-    done = call(ROOT / 'tools/analysis_tools/measure_fps.py', config, '--shape', 64, 96,
-                '--batch-size', 2, '--seconds', 0.1, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = re.search(r'at 2 x 64x96, .*: ([\d.]+) images/s \(median of \d+', done.stdout)
+def test_images_per_second(config, tool, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['measure_fps.py', config, '--shape', '64', '96',
+                                      '--batch-size', '2', '--seconds', '0.1'])
+    tool('measure_fps').main()
+    found = re.search(r'at 2 x 64x96, .*: ([\d.]+) images/s \(median of \d+',
+                      capsys.readouterr().out)
     assert float(found[1]) > 0
 
 
 def test_curves_by_mmdets_own_script(tmp_path):
-    """The command of the documentation, on a log as mmengine writes it."""
+    """The command of the documentation, with a log in mmengine's format."""
     log = tmp_path / 'scalars.json'
     with log.open('w') as file:
         for step in range(1, 9):
@@ -179,7 +209,7 @@ def test_curves_by_mmdets_own_script(tmp_path):
                                        iter=step)) + '\n')
         file.write(json.dumps({'coco/bbox_mAP': 0.5, 'step': 1}) + '\n')
     script = mmdet.__path__[0] + '/.mim/tools/analysis_tools/analyze_logs.py'
-    # OneDL's takes matplotlib's styles, but has OpenMMLab's default, which is seaborn's.
+    # The default style of OneDL's script is one of seaborn's, which it does not accept.
     is_onedl = digit_version(mmdet.__version__) >= digit_version('3.4')
     style = ['--style', 'ggplot'] if is_onedl else []
     done = call(script, 'plot_curve', log, '--keys', 'loss', *style, '--out', 'curve.png',

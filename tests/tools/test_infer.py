@@ -1,5 +1,7 @@
 """tools/infer.py: pictures and JSON of images, folders and films, for each task."""
+import importlib
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -19,14 +21,14 @@ CONFIGS = dict(
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Models of random weights, two images, a broken one and a film of three frames."""
+    """Models with random weights, two images, a text file and a film of three frames."""
     folder = tmp_path_factory.mktemp('infer')
     torch.manual_seed(0)
     for scope, config in CONFIGS.items():
         cfg = read_config(str(ROOT / config))
         cfg.model.backbone.pop('init_cfg', None)
         model = build_model(cfg)
-        if scope == 'mmdet':  # an untrained head is sure of nothing: make it sure of class 3
+        if scope == 'mmdet':  # an untrained head has low scores: raise those of class 3
             torch.nn.init.constant_(model.roi_head.bbox_head.fc_cls.bias[3:4], 9.)
         classes = [str(digit) for digit in range(10)]
         if scope == 'mmseg':
@@ -47,6 +49,13 @@ def folder(tmp_path_factory):
     film.release()
     (images / 'notes.txt').write_text('no image')
     return folder
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """The script as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    return importlib.import_module('infer')
 
 
 def run(folder, scope, source, *options):
@@ -73,8 +82,8 @@ def test_detector_on_a_folder(folder):
     assert mask_utils.decode(found['masks'][0]).shape == (96, 128)
     drawn, plain = read(folder / 'boxes/pictures/0.png'), read(folder / 'images/0.png')
     assert drawn.shape == plain.shape and (drawn != plain).any()
-    # Channel order: what nothing is drawn on is as it was. Of one colour, because matplotlib's
-    # canvas, on which older visualizers draw, may shift a picture by a pixel.
+    # Channel order: a picture without boxes equals its image. It has one colour, because older
+    # visualizers draw on matplotlib's canvas, which may shift a picture by a pixel.
     plain[:] = 10, 200, 90
     cv2.imwrite(str(folder / 'plain.png'), plain)
     run(folder, 'mmdet', 'plain.png', '--out-dir', 'none', '--score-thr', '1.1')
@@ -122,14 +131,87 @@ def test_segmenter_on_a_film(folder):
             assert (labels == label).mean() == pytest.approx(share)
 
 
-def test_wrong_input_is_one_sentence(folder, tmp_path):
+def test_images_are_loaded_as_the_config_says(folder, tool, tmp_path):
+    """16 bits per channel, which cv2.imread would reduce to 8: scores as by the path."""
+    from mmdet.apis import DetInferencer
+    config, image = tmp_path / 'config.py', tmp_path / 'image.png'
+    config.write_text(f"""
+_base_ = '{ROOT / CONFIGS['mmdet']}'
+model = dict(data_preprocessor=dict(
+    mean=[30000.] * 3, std=[15000.] * 3, bgr_to_rgb=False))
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='LoadImageFromFile', color_type='unchanged'),
+    dict(type='Resize', scale=(128, 128)),
+    dict(type='PackDetInputs', meta_keys=('ori_shape', 'img_shape', 'scale_factor'))]))
+""")
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(image), rng.integers(0, 2**16, (96, 128, 3), np.uint16))
+    weights = str(folder / 'mmdet.pth')
+    assert not tool.run_images(
+        tool.Detector(str(config), weights, 'cpu', 0.3), [image], tmp_path / 'out')
+    found = json.loads((tmp_path / 'out/predictions/image.png.json').read_text())
+    want, = DetInferencer(str(config), weights, 'cpu')(str(image))['predictions']
+    assert found['scores'] == want['scores'] and found['bboxes'] == want['bboxes']
+
+
+def test_classifiers_load_images_as_the_config_says(folder, tool, tmp_path):
+    config, image = tmp_path / 'config.py', tmp_path / 'image.png'
+    config.write_text(f"""
+_base_ = '{ROOT / CONFIGS['mmpretrain']}'
+data_preprocessor = dict(mean=[30000.] * 3, std=[15000.] * 3)
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='LoadImageFromFile', color_type='unchanged'), dict(type='PackInputs')]))
+""")
+    pixels = np.random.default_rng(0).integers(0, 2**16, (48, 48, 3), np.uint16)
+    cv2.imwrite(str(image), pixels)
+    read_config(str(config))  # another test may have set another scope
+    model = tool.Classifier(str(config), str(folder / 'mmpretrain.pth'), 'cpu', 0.3)
+    _, found, _ = model(str(image), np.zeros((48, 48, 3), np.uint8))
+    inputs = (torch.from_numpy(pixels[..., ::-1].astype(np.float32)) - 30000) / 15000
+    with torch.no_grad():
+        scores = model.inferencer.model(inputs.permute(2, 0, 1)[None], mode='tensor').softmax(1)
+    torch.testing.assert_close(torch.tensor(found['pred_scores']), scores[0])
+
+
+def test_more_than_256_classes(folder, tool, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(f"""
+_base_ = '{ROOT / CONFIGS['mmseg']}'
+model = dict(decode_head=dict(num_classes=300))
+""")
+    state = torch.load(folder / 'mmseg.pth')['state_dict']
+    last = 'decode_head.conv_seg.'
+    state[f'{last}weight'] = torch.zeros(300, *state[f'{last}weight'].shape[1:])
+    state[f'{last}bias'] = torch.eye(300)[299]  # every pixel is of class 299
+    meta = dict(classes=[f'c{i}' for i in range(300)], palette=[[i // 2, 7, 9]
+                                                                for i in range(300)])
+    torch.save(dict(meta=dict(dataset_meta=meta), state_dict=state), tmp_path / 'mmseg.pth')
+    model = tool.Segmenter(str(config), str(tmp_path / 'mmseg.pth'), 'cpu', 0.3)
+    tool.run_images(model, [folder / 'images/0.png'], tmp_path)
+    found = tmp_path / 'predictions/0.png'
+    assert json.loads(found.with_suffix('.png.json').read_text()) == dict(shares=dict(c299=1.))
+    labels = cv2.imread(str(found.with_suffix('.png.png')), cv2.IMREAD_UNCHANGED)
+    assert labels.dtype == np.uint16 and (labels == 299).all()
+
+
+def test_wrong_input_is_one_sentence(folder, tool, tmp_path, monkeypatch):
     config, weights = ROOT / CONFIGS['mmdet'], folder / 'mmdet.pth'
+    monkeypatch.chdir(folder)
     for args, words in (
-        (['no.py', weights, 'images'], "config='no.py': no such file"),
-        ([config, 'no.pth', 'images'], "checkpoint='no.pth': no such file"),
+        (['no.py', weights, 'images'], 'no.py'),
         ([config, weights, 'nowhere'], "input='nowhere': no such file or folder"),
         ([config, weights, 'images/notes.txt'], "input='images/notes.txt' must be a folder"),
-        ([config, weights, tmp_path], 'no image in it'),
+        ([config, weights, tmp_path], 'has no image in it'),
     ):
-        done = call(ROOT / 'tools/infer.py', *args, cwd=folder)
-        assert done.returncode == 1 and words in done.stderr.splitlines()[-1]
+        monkeypatch.setattr(sys, 'argv', ['infer.py', *map(str, args)])
+        with pytest.raises(SystemExit, match=words):
+            tool.main()
+    done = call(ROOT / 'tools/infer.py', config, 'no.pth', 'images', cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "checkpoint='no.pth': no such file"
+
+
+def test_a_film_without_frames(folder, tool, tmp_path):
+    (tmp_path / 'film.mp4').write_bytes(b'no film')
+    with pytest.raises(ValueError, match='has no frame that can be read'):
+        tool.run_film(None, tmp_path / 'film.mp4', tmp_path)
