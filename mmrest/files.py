@@ -22,7 +22,8 @@ def write_whole(path: Union[str, Path], content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
-        if os.path.exists(partial):  # a full disk gets its room back
-            os.remove(partial)
+    except OSError as error:
+        error.filename = error.filename or partial  # a full disk names no file
+        if os.path.exists(partial):
+            os.remove(partial)  # its room is free for the next try
         raise
