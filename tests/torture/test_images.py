@@ -20,10 +20,10 @@ ARCHS = [
 MAPS = 2**26  # elements of the attention maps of one image, all heads and blocks together
 
 
-def build(arch, stem='rest', attention='emsa'):
+def build(arch, stem='rest'):
     """A model whose weights are large enough for every branch to change the features."""
     torch.manual_seed(0)
-    model = ResT(arch, out_indices=None, stem=stem, attention=attention).eval()
+    model = ResT(arch, out_indices=None, stem=stem).eval()
     for name, p in model.named_parameters():
         with torch.no_grad():
             if p.ndim > 1:
