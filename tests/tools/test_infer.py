@@ -158,7 +158,7 @@ def test_classifiers_load_images_as_the_config_says(folder, tool, tmp_path):
     config, image = tmp_path / 'config.py', tmp_path / 'image.png'
     config.write_text(f"""
 _base_ = '{ROOT / CONFIGS['mmpretrain']}'
-data_preprocessor = dict(mean=[30000.] * 3, std=[15000.] * 3)
+model = dict(data_preprocessor=dict(mean=[30000.] * 3, std=[15000.] * 3))
 test_dataloader = dict(dataset=dict(pipeline=[
     dict(type='LoadImageFromFile', color_type='unchanged'), dict(type='PackInputs')]))
 """)
