@@ -1,4 +1,4 @@
-"""Runs a script as one of several processes on a CPU; MMEngine's launcher picks a GPU first."""
+"""Runs a script as one of several processes on a CPU: MMEngine's launcher wants a GPU."""
 import os
 import runpy
 import sys

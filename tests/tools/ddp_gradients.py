@@ -1,4 +1,4 @@
-"""Two processes, each with half a batch: their gradients, to the file named on the line."""
+"""Writes the gradients of two processes with half a batch each to a file."""
 import sys
 
 import torch
@@ -9,7 +9,7 @@ from mmpretrain.structures import DataSample
 
 
 def classifier(config):
-    """The config's model, without chance in its forward pass."""
+    """The config's model, with a deterministic forward pass."""
     init_default_scope('mmpretrain')
     cfg = Config.fromfile(config)
     cfg.model.backbone.update(norm_eval=True, drop_path_rate=0.)

@@ -47,7 +47,7 @@ def test_detection_images_are_as_promised(digits, split, count):
             assert a['area'] == mask.sum() == mask_utils.area(a['segmentation'])
             covered[rows.min():rows.max() + 1, cols.min():cols.max() + 1] += 1
             classes[mask == 1] = a['category_id']
-            # Masks are the ink: its colour is another than that of what surrounds it.
+            # Masks are the ink: its colour differs from that of its surroundings.
             inside = image[mask == 1].mean(0)
             near, ring = (cv2.dilate(mask, np.ones((n, n))) for n in (5, 9))
             around = image[(ring == 1) & (near == 0)]
@@ -58,7 +58,7 @@ def test_detection_images_are_as_promised(digits, split, count):
 
 
 def test_noise_is_smooth_with_std_25(digits):
-    """Away from clipping and ink, a corner of the background varies by about 25."""
+    """The background's standard deviation is about 25 where there is no clipping and no ink."""
     stds, smooth = [], []
     coco = COCO(digits / 'annotations/instances_train.json')
     for image_id, info in coco.imgs.items():

@@ -1,4 +1,4 @@
-"""tools/deployment/export_onnx.py against ONNX Runtime, and what torch.export writes."""
+"""tools/deployment/export_onnx.py, compared with ONNX Runtime, and graphs of torch.export."""
 import importlib
 from collections import Counter
 
@@ -33,7 +33,7 @@ def draw(model):
 
 @pytest.fixture(scope='module')
 def graph(tmp_path_factory):
-    """The backbone as ONNX, by the script's own function."""
+    """The backbone as ONNX, written by the script's own function."""
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.syspath_prepend(str(ROOT / 'tools/deployment'))
     tool = importlib.import_module('export_onnx')
