@@ -13,5 +13,5 @@ html_title = f'mmrest {release}'
 myst_heading_anchors = 3
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'none'  # docstrings say it
-# Links to files of the repository, which are no pages.
+# Links to folders and Markdown files of the repository that are no pages.
 suppress_warnings = ['myst.xref_missing']

@@ -1,5 +1,4 @@
-"""ResT in the configs of MMDetection, MMSegmentation and MMPretrain, and the docs' examples."""
-import re
+"""ResT in the configs of MMDetection, MMSegmentation and MMPretrain."""
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,7 +7,6 @@ from mmengine.config import Config
 
 from .step import build, train_and_predict
 
-DOCS = Path(__file__).parents[2] / 'docs'
 # A small ResT, so that most of the time goes to the heads.
 ARCH = dict(
     embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8),
@@ -65,18 +63,3 @@ def test_segmenters(base, changes, out_indices):
 
 def test_classifiers():
     check('mmpretrain::resnet/resnet18_8xb32_in1k.py', (3, ), 64, head=dict(in_channels=128))
-
-
-EXAMPLES = {
-    f'{page.name} {i}': code
-    for page in sorted(DOCS.glob('*.md')) for i, code in enumerate(
-        re.findall(r'```python\n(_base_ = .*?)```', page.read_text(), re.S))
-}
-
-
-@pytest.mark.parametrize('code', EXAMPLES.values(), ids=EXAMPLES)
-def test_examples_in_the_docs(code):
-    cfg = Config.fromstring(code, '.py')
-    assert cfg.model.backbone.type == 'ResT'
-    cfg.model.backbone.drop_path_rate = 0.
-    train_and_predict(build(cfg), cfg.default_scope, 64)
