@@ -78,6 +78,7 @@ def test_training():
     scope = execute(DOCS / 'training.md')
     hooks = scope['default_hooks']
     import_modules_from_strings(**scope['custom_imports'])
+    init_default_scope('mmdet')
     assert HOOKS.build(dict(hooks['reseed'])).priority == 'VERY_LOW'
     cfg = Config.fromstring(CONFIGS['training.md 1'], '.py')
     assert cfg.default_hooks.checkpoint.backend_args == hooks['checkpoint']['backend_args']
