@@ -1,18 +1,11 @@
 import copy
-import itertools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.testing import assert_close
 
-from mmrest import EMSA, ResT
+from mmrest import EMSA
 from mmrest.ops import choose_backend, emsa_attention
 from mmrest.ops.emsa import attention, chunked
 
@@ -24,10 +17,6 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
 needs_triton = pytest.mark.skipif(
     TORCH < (2, 4), reason='needs Triton 3, which comes with torch 2.4')
-needs_custom_op = pytest.mark.skipif(
-    TORCH < (2, 4), reason='needs torch.library.custom_op and opcheck of torch 2.4')
-needs_export = pytest.mark.skipif(
-    TORCH < (2, 7), reason='needs torch.compiler.is_exporting of torch 2.7')
 needs_half = pytest.mark.skipif(
     DEVICE == 'cpu' and TORCH < (2, 4), reason='float16 products on a CPU need torch 2.4')
 TRITON = pytest.param('triton', marks=needs_triton)
@@ -244,133 +233,6 @@ def test_chunked_never_holds_a_map(backend, seen, monkeypatch):
     assert 0.9 * seen < largest / 4 <= seen
 
 
-@needs_custom_op
-@pytest.mark.parametrize('backend', ['auto', 'chunked'])
-def test_compiles_whole_and_once_for_ten_sizes(backend):
-    """The second size may compile again, for dynamic sizes. The eight after it may not."""
-    torch._dynamo.reset()
-
-    def function(*inputs):
-        return emsa_attention(*inputs, backend=backend)
-
-    graphs = []
-    compiled = torch.compile(
-        function, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
-    for i in range(10):
-        inputs = draw(2, 4, 36 + 5 * i, 9 + 2 * i, 8)
-        for got, want in zip(results(compiled, inputs), results(published, inputs)):
-            assert_close(got, want)
-    assert len(graphs) <= 2
-
-
-@needs_custom_op
-def test_inductor_gives_the_same():
-    torch._dynamo.reset()
-    inputs = draw(1, 2, 21, 6, 4)
-    compiled = torch.compile(emsa_attention, fullgraph=True)
-    for got, want in zip(results(compiled, inputs), results(published, inputs)):
-        assert_close(got, want)
-
-
-@needs_custom_op
-@needs_triton
-def test_custom_operators_pass_opcheck():
-    q, k, v, mix, _ = (x.detach().to(DEVICE) for x in draw(1, 2, 7, 3, 4, torch.float))
-    for m, normalize, (forward, backward) in itertools.product(
-        (mix, None), (True, False),
-        ((chunked.chunked_forward, chunked.chunked_backward),
-         (fused.triton_forward, fused.triton_backward))):
-        args = (q, k, v, m, 0.5, normalize, 1e-5)
-        torch.library.opcheck(forward, args)
-        torch.library.opcheck(backward, (q, *forward(*args), q, k, v, m, 0.5, normalize))
-
-
-def operators(graph_module):
-    """Names of the operators in a graph and in the graphs inside it."""
-    return {str(node.target) for module in graph_module.modules() if hasattr(module, 'graph')
-            for node in module.graph.nodes if node.op == 'call_function'}
-
-
-def compile_and_record(model, image):
-    """Forward and backward graph as torch.compile gives them to its backend."""
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
-    graphs = []
-
-    def record(graph_module, inputs):
-        graphs.append(graph_module)
-        return make_boxed_func(graph_module.forward)
-
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=record))
-    sum(out.sum() for out in compiled(image)).backward()
-    return graphs
-
-
-@needs_custom_op
-@pytest.mark.parametrize('backend', ['auto', 'reference'])
-def test_compiled_rest_has_the_operator_and_no_map(backend):
-    """The reference shows that the test sees a map."""
-    forward, backward = compile_and_record(
-        ResT('lite', backend=backend), torch.randn(1, 3, 64, 96))
-    name = 'emsa_triton' if fused is not None and DEVICE == 'cuda' else 'emsa_chunked'
-    maps = {(384, 6), (96, 6), (24, 6), (6, 6)}  # N x M of each stage
-    for graph, operator in ((forward, name), (backward, f'{name}_backward')):
-        calls = [node for node in graph.graph.nodes
-                 if str(node.target) == f'mmrest.{operator}.default']
-        assert len(calls) == (8 if backend == 'auto' else 0)  # one for each block
-        seen = {tuple(node.meta['val'].shape[-2:]) for node in graph.graph.nodes
-                if isinstance(node.meta.get('val'), torch.Tensor)}
-        assert (maps & seen == set()) == (backend == 'auto'), maps & seen
-
-
-class Attention(nn.Module):
-
-    def forward(self, *inputs):
-        return emsa_attention(*inputs)
-
-
-@needs_export
-@pytest.mark.parametrize('strict', [False, True])
-def test_exported_graphs_run_without_mmrest(strict):
-    """strict=True runs dynamo, as torch.compile does, which must not share its choice."""
-    model, inputs = Attention(), [x.detach() for x in draw(2, 2, 21, 6, 4)]
-    compiled = torch.compile(model, fullgraph=True, backend='eager')
-    compiled(*inputs)
-    B, N, M = (torch.export.Dim(name, min=1, max=9999) for name in 'BNM')
-    exported = torch.export.export(model, tuple(inputs), strict=strict, dynamic_shapes=(
-        (dict(enumerate((B, None, N))), dict(enumerate((B, None, M))),
-         dict(enumerate((B, None, M))), None, None), ))
-    assert not [name for name in operators(exported.graph_module) if 'mmrest' in name]
-    for shape in [(1, 2, 1, 3, 4), (3, 2, 77, 19, 4)]:
-        inputs = [x.detach() for x in draw(*shape)]
-        assert_close(exported.module()(*inputs), published(*inputs))
-
-
-@needs_export
-@pytest.mark.parametrize('strict', [False, True])
-def test_an_exported_rest_runs_without_mmrest(strict):
-    arch = dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), sr_ratios=(2, 1))
-    model, image = ResT(arch, out_indices=(1, )).eval(), torch.randn(1, 3, 32, 48)
-    exported = torch.export.export(model, (image, ), strict=strict)
-    assert not [name for name in operators(exported.graph_module) if 'mmrest' in name]
-    assert_close(exported.module()(image)[0], model(image)[0])
-
-
-@needs_export
-def test_onnx_export_runs_without_mmrest():
-    pytest.importorskip('onnxscript')
-    inputs = [x.detach() for x in draw(2, 2, 21, 6, 4, torch.float)]
-    program = torch.onnx.export(Attention().eval(), tuple(inputs), dynamo=True, verbose=False)
-    assert {node.domain for node in program.model.graph} == {''}
-
-
-def test_traced_attention_takes_other_sizes():
-    traced = torch.jit.trace(Attention(), tuple(x.detach() for x in draw(2, 2, 21, 6, 4)))
-    inputs = [x.detach() for x in draw(1, 2, 5, 2, 4)]
-    assert_close(traced(*inputs), published(*inputs))
-
-
 def test_activation_checkpointing():
     inputs = draw(2, 2, 31, 9, 6)
 
@@ -423,20 +285,6 @@ def test_a_second_derivative_is_refused():
 
 
 @needs_triton
-@pytest.mark.parametrize('capability, available', [('90', 227), ('80', 163)])
-def test_kernels_compile_without_a_gpu(capability, available):
-    """For H100, H200 and A100, within their shared memory."""
-    env = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name('compile_kernels.py'), capability],
-        env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    shared = json.loads(done.stdout)
-    assert len(shared) == 24
-    assert max(shared.values()) < available * 1024, shared
-
-
-@needs_triton
 def test_triton_says_which_inputs_it_cannot_take():
     q, k, v, mix, bias = draw(1, 2, 5, 3, 4)
     with pytest.raises(RuntimeError, match="backend='triton' cannot run: .* not torch.float64"):
@@ -483,23 +331,6 @@ def test_auto_takes_triton_on_cuda_and_chunked_elsewhere(monkeypatch):
         for _ in range(3):
             emsa_attention(*inputs)
     assert len(warned) == 1 and taken[3:] == ['chunked'] * 3
-
-
-@needs_custom_op
-def test_the_warning_is_no_graph_break():
-    """Dynamo knows a tensor's device, so this calls what emsa_attention calls on CUDA."""
-    torch._dynamo.reset()
-    attention._warn_once.cache_clear()
-
-    def function(x):
-        attention._warn(f'no kernels for {x.dtype}')
-        return 2 * x
-
-    compiled = torch.compile(function, fullgraph=True, backend='eager')
-    with pytest.warns(UserWarning, match='no kernels for torch.float32') as warned:
-        for size in (3, 4, 5):
-            assert_close(compiled(torch.ones(size)), torch.full((size, ), 2.))
-    assert len(warned) == 1
 
 
 def test_the_backend_of_an_environment_variable(monkeypatch):
