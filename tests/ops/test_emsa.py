@@ -330,6 +330,8 @@ def test_auto_takes_triton_on_cuda_and_chunked_elsewhere(monkeypatch):
     with pytest.warns(UserWarning, match="backend='chunked': no such package") as warned:
         for _ in range(3):
             emsa_attention(*inputs)
+        attention._warn_once.cache_clear()
+        emsa_attention(*inputs[:3], normalize=False)  # plain attention needs no kernels
     assert len(warned) == 1 and taken[3:] == ['chunked'] * 3
 
 

@@ -90,10 +90,11 @@ def emsa_attention(
     if isinstance(scale, Tensor) and scale.requires_grad:
         raise TypeError('scale must be a number, it gets no gradient: multiply q by it instead')
     backend = choose_backend(backend)
-    if backend == 'auto':
+    plain = mix is None and not normalize
+    if backend == 'auto' and not (plain and q.is_cuda):
         backend = _choose(q)
     scale = q.shape[-1]**-0.5 if scale is None else scale
-    if mix is None and not normalize and (q.is_cuda or backend != 'chunked'):
+    if plain and (q.is_cuda or backend != 'chunked'):
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     reason = BACKENDS[backend].why_not(q)
     if reason:
