@@ -93,6 +93,6 @@ class EMSA(nn.Module):
             return None, None
         h = self.num_heads
         # Times 256, the weight keeps its digits beside a larger bias, in 16 bits too.
-        units = 256 * torch.eye(h, h + 1, dtype=q.dtype, device=q.device)
+        units = 256 * torch.eye(h, h + 1, device=q.device).to(q.dtype)
         out = self.transform_conv(units[None, :, :, None])[0, :, :, 0]  # (h, h + 1)
         return (out[:, :h] - out[:, h:]) / 256, out[:, h]
