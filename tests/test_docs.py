@@ -150,12 +150,15 @@ def run(command, cwd):
 
 @pytest.mark.skipif(not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'),
                     reason='torch before 2.6 cannot export dynamic sizes')
-def test_commands_for_a_trained_model_run(project):
+def test_commands_for_a_trained_model_run(project, many):
+    """The export takes as long as the others together, and has tests of its own."""
+    skipped = many('export_onnx', None)
     for command in blocks(DOCS / 'tools.md', 'bash'):
-        run(command, project)
+        if skipped is None or skipped not in command:
+            run(command, project)
     written = {path.name for path in project.iterdir() if path.is_file()}
-    assert {'cam.png', 'attention.png', 'features.png', 'curves.png',
-            'classifier.onnx'} <= written
+    assert {'cam.png', 'attention.png', 'features.png', 'curves.png'} <= written
+    assert many(True, 'classifier.onnx' in written)
     assert len(list((project / 'found/pictures').iterdir())) == 2
 
 
