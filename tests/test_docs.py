@@ -162,8 +162,10 @@ def test_commands_for_a_trained_model_run(project, many):
     assert len(list((project / 'found/pictures').iterdir())) == 2
 
 
-def test_commands_for_weights_run(project):
+def test_commands_for_weights_run(project, many):
     """The conversions. Testing needs data that is not here."""
+    if many(True, False):
+        pytest.skip('long version only: --torture')
     convert, = (block for block in blocks(DOCS / 'models.md', 'bash') if 'convert' in block)
     last = convert.strip().split('\n\n')[-1]  # the reverse makes the published detector
     last = last.replace('retinanet.pth', 'mmdet.pth').replace('d2.pth', 'model_final.pth')

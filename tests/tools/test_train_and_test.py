@@ -177,7 +177,9 @@ def test_mim_trains_and_tests_our_config(coco, checkpoint, many):
     assert 'coco/segm_mAP' in metrics(coco / 'mim_test')
 
 
-def test_mim_of_mmdet_tests_our_config(coco, checkpoint):
+def test_mim_of_mmdet_tests_our_config(coco, checkpoint, many):
+    if many(True, False):
+        pytest.skip('long version only: --torture')
     package, = packages_distributions()['mmdet']  # onedl-mmdetection, or OpenMMLab's mmdet
     done = mim('test', package, CONFIG, '-C', checkpoint, '--work-dir', 'by_mim',
                *SMALL, cwd=coco)
