@@ -33,7 +33,7 @@ def live():
         if type(thing) in (torch.Tensor, torch.nn.Parameter):
             count += 1
             storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            storages[storage._cdata] = storage.nbytes()  # fake tensors have no data_ptr
     return count, sum(storages.values())
 
 
