@@ -44,12 +44,14 @@ def _iou(box, boxes, offset=0):
 
 
 def nms(boxes, scores, iou_threshold, offset):
-    """Indices of the boxes that are kept, (k,), best first; equal scores in their order."""
-    dtype = torch.promote_types(_wide(boxes).dtype, scores.dtype)
-    boxes = boxes.to(dtype)
+    """Indices of the boxes that are kept, (k,), best first."""
+    # mmcv's sort, which is not stable: torchvision's own would keep other boxes at ties.
+    order = scores.sort(0, descending=True).indices
+    boxes = _wide(boxes)[order]
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
-    return _tv.nms(boxes, scores.to(dtype), _float32(iou_threshold))
+    rank = torch.arange(len(boxes), 0, -1, device=boxes.device).to(boxes)
+    return order[_tv.nms(boxes, rank, _float32(iou_threshold))]
 
 
 def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset):
@@ -72,7 +74,8 @@ def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset
 
         iou = _iou(boxes[index], boxes[left], offset)
         if method == 2:
-            scores[left] *= torch.exp(-(iou * iou) / sigma)
+            # float32 of the exact exp, as in C: torch.exp may be off by one bit, and swap ties
+            scores[left] *= (-(iou * iou) / sigma).double().exp().to(iou)
         else:
             decay = 1 - iou if method == 1 else torch.zeros_like(iou)
             scores[left] *= torch.where(iou >= iou_threshold, decay, 1)
@@ -89,7 +92,7 @@ def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset
 def nms_match(dets, iou_threshold):
     """Groups of indices, as lists: a kept box, then the boxes that it suppresses."""
     boxes, iou_threshold = _wide(dets[:, :4]), _float32(iou_threshold)
-    left = dets[:, 4].sort(descending=True, stable=True).indices
+    left = dets[:, 4].sort(0, descending=True).indices
     groups = []
     while len(left):
         suppressed = _iou(boxes[left[0]], boxes[left]) >= iou_threshold
