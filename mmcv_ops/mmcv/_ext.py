@@ -7,6 +7,7 @@ Operators of mmcv that are not defined here raise ``NotImplementedError`` when t
 
 Python prefers a compiled ``_ext`` in the same folder to this file.
 """
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -40,7 +41,7 @@ def _iou(box, boxes, offset=0):
     low = torch.maximum(box[:2], boxes[:, :2])
     high = torch.minimum(box[2:], boxes[:, 2:])
     overlap = (high - low + offset).clamp(min=0).prod(-1)
-    return overlap / (area(box) + area(boxes) - overlap)
+    return (overlap / (area(box) + area(boxes) - overlap)).nan_to_num(0)  # 0 / 0: no overlap
 
 
 def nms(boxes, scores, iou_threshold, offset):
@@ -59,34 +60,35 @@ def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset
 
     Writes boxes and decayed scores into ``dets``, (n, 5), and returns indices, (k,).
     """
-    boxes, scores = _wide(boxes), _wide(scores).clone()
     iou_threshold, min_score = _float32(iou_threshold), _float32(min_score)
+    boxes, scores = _wide(boxes).clone(), _wide(scores).clone()
+    left = torch.arange(len(boxes))
     kept = []
-    left = torch.arange(len(boxes), device=boxes.device)
     while len(left):
-        best = scores[left].argmax()
-        index = left[best].item()
-        left[best] = left[0]
-        left = left[1:]
-        dets[len(kept), :4] = boxes[index]
-        dets[len(kept), 4] = scores[index]
-        kept.append(index)
+        best = int(scores.argmax())
+        box = boxes[best].clone()
+        dets[len(kept), :4], dets[len(kept), 4] = box, scores[best]
+        kept.append(int(left[best]))
+        for x in (boxes, scores, left):
+            x[best] = x[0]
+        boxes, scores, left = boxes[1:], scores[1:], left[1:]
 
-        iou = _iou(boxes[index], boxes[left], offset)
+        iou = _iou(box, boxes, offset)
         if method == 2:
             # float32 of the exact exp, as in C: torch.exp may be off by one bit, and swap ties
-            scores[left] *= (-(iou * iou) / sigma).double().exp().to(iou)
+            scores *= (-(iou * iou) / sigma).double().exp().to(iou)
         else:
             decay = 1 - iou if method == 1 else torch.zeros_like(iou)
-            scores[left] *= torch.where(iou >= iou_threshold, decay, 1)
+            scores *= torch.where(iou >= iou_threshold, decay, 1)
 
-        # mmcv fills the place of a dropped box with the last box: that decides ties.
-        alive = ~(scores[left] < min_score)
+        alive = ~(scores < min_score)
         count = int(alive.sum())
-        moved = left[count:][alive[count:]].flip(0)
-        left, alive = left[:count], alive[:count]
-        left[~alive] = moved
-    return torch.tensor(kept, dtype=torch.long, device=boxes.device)
+        if count < len(alive):
+            # mmcv fills the place of a dropped box with the last box, which decides ties
+            order = torch.arange(count)
+            order[~alive[:count]] = alive[count:].nonzero()[:, 0].flip(0) + count
+            boxes, scores, left = boxes[order], scores[order], left[order]
+    return torch.tensor(kept, dtype=torch.long)
 
 
 def nms_match(dets, iou_threshold):
@@ -107,7 +109,7 @@ def nms_match(dets, iou_threshold):
 
 def _rois_for_align(rois, sampling_ratio, pool_mode):
     if pool_mode != 1:
-        raise NotImplementedError(_missing("roi_align with pool_mode='max'"))
+        raise _missing("roi_align with pool_mode='max'")
     rois = _wide(rois)
     if sampling_ratio > 0:
         return rois
@@ -171,53 +173,53 @@ def roi_pool_backward(grad_output, rois, argmax, grad_input, pooled_height, pool
 # Deformable convolution
 
 
-def _deform_conv(input, weight, offset, mask, bias, *geometry):
-    use_mask = mask is not None
-    tensors = [_wide(x) for x in (input, weight, offset, mask if use_mask else input[:1, :1],
-                                  bias if bias is not None else input.new_zeros(len(weight)))]
-    return _tv.deform_conv2d(*tensors, *geometry, use_mask)
-
-
-def _deform_conv_backward(grad_output, input, weight, offset, mask, bias, *geometry):
-    use_mask = mask is not None
-    tensors = [_wide(x) for x in (grad_output, input, weight, offset,
-                                  mask if use_mask else input[:1, :1],
-                                  bias if bias is not None else input.new_zeros(len(weight)))]
-    return _tv._deform_conv2d_backward(*tensors, *geometry, use_mask)
+def _deform_inputs(input, weight, offset, mask=None, bias=None):
+    """torchvision takes a mask and a bias in any case; version 1 has neither."""
+    if mask is None:
+        mask = input.new_zeros(len(input), 1)
+    if bias is None:
+        bias = input.new_zeros(len(weight))
+    return [_wide(x) for x in (input, weight, offset, mask, bias)]
 
 
 def deform_conv_forward(input, weight, offset, output, columns, ones, kW, kH, dW, dH, padW,
                         padH, dilationW, dilationH, group, deformable_group, im2col_step):
-    output.copy_(_deform_conv(
-        input, weight, offset, None, None, dH, dW, padH, padW, dilationH, dilationW, group,
-        deformable_group))
+    output.copy_(_tv.deform_conv2d(
+        *_deform_inputs(input, weight, offset), dH, dW, padH, padW, dilationH, dilationW, group,
+        deformable_group, False))
 
 
 def deform_conv_backward_input(input, offset, gradOutput, gradInput, gradOffset, weight,
                                columns, kW, kH, dW, dH, padW, padH, dilationW, dilationH, group,
                                deformable_group, im2col_step):
-    grad_input, _, grad_offset, _, _ = _deform_conv_backward(
-        gradOutput, input, weight, offset, None, None, dH, dW, padH, padW, dilationH,
-        dilationW, group, deformable_group)
+    grad_input, grad_weight, grad_offset, _, _ = _tv._deform_conv2d_backward(
+        _wide(gradOutput), *_deform_inputs(input, weight, offset), dH, dW, padH, padW,
+        dilationH, dilationW, group, deformable_group, False)
     gradInput.copy_(grad_input)
     gradOffset.copy_(grad_offset)
+    # mmcv passes the same columns, which it does not read, to the next function: torchvision
+    # computes all gradients at once, and this saves it from doing so twice.
+    columns.resize_(grad_weight.shape).copy_(grad_weight)
 
 
 def deform_conv_backward_parameters(input, offset, gradOutput, gradWeight, columns, ones, kW,
                                     kH, dW, dH, padW, padH, dilationW, dilationH, group,
                                     deformable_group, scale, im2col_step):
-    _, grad_weight, _, _, _ = _deform_conv_backward(
-        gradOutput, input, gradWeight, offset, None, None, dH, dW, padH, padW, dilationH,
-        dilationW, group, deformable_group)
+    if columns.shape == gradWeight.shape:
+        grad_weight = columns
+    else:  # neither input nor offset needs a gradient
+        _, grad_weight, _, _, _ = _tv._deform_conv2d_backward(
+            _wide(gradOutput), *_deform_inputs(input, gradWeight, offset), dH, dW, padH, padW,
+            dilationH, dilationW, group, deformable_group, False)
     gradWeight.add_(grad_weight, alpha=scale)
 
 
 def modulated_deform_conv_forward(input, weight, bias, ones, offset, mask, output, columns,
                                   kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
                                   dilation_h, dilation_w, group, deformable_group, with_bias):
-    output.copy_(_deform_conv(
-        input, weight, offset, mask, bias if with_bias else None, stride_h, stride_w, pad_h,
-        pad_w, dilation_h, dilation_w, group, deformable_group))
+    output.copy_(_tv.deform_conv2d(
+        *_deform_inputs(input, weight, offset, mask, bias if with_bias else None), stride_h,
+        stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group, True))
 
 
 def modulated_deform_conv_backward(input, weight, bias, ones, offset, mask, columns,
@@ -225,11 +227,14 @@ def modulated_deform_conv_backward(input, weight, bias, ones, offset, mask, colu
                                    grad_output, kernel_h, kernel_w, stride_h, stride_w, pad_h,
                                    pad_w, dilation_h, dilation_w, group, deformable_group,
                                    with_bias):
-    grads = _deform_conv_backward(
-        grad_output, input, weight, offset, mask, bias if with_bias else None, stride_h,
-        stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
-    targets = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
-    for target, grad in zip(targets[:4 + with_bias], grads):
+    grads = _tv._deform_conv2d_backward(
+        _wide(grad_output),
+        *_deform_inputs(input, weight, offset, mask, bias if with_bias else None), stride_h,
+        stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group, True)
+    targets = [grad_input, grad_weight, grad_offset, grad_mask]
+    if with_bias:
+        targets.append(grad_bias)
+    for target, grad in zip(targets, grads):
         target.copy_(grad)
 
 
@@ -341,20 +346,20 @@ def get_compiler_version():
 
 def get_compiling_cuda_version():
     version = _tv._cuda_version()
-    return 'not available' if version < 0 else (
-        f"torchvision's, {version // 1000}.{version // 10 % 100}")
+    if version < 0:
+        return 'not available'
+    return f'{version // 1000}.{version // 10 % 100} (torchvision)'
 
 
 def _missing(operator):
+    mmcv = 'onedl-mmcv'
     for name in ('onedl-mmcv', 'mmcv', 'mmcv-lite'):
-        try:
-            version = metadata.version(name)
-            break
-        except metadata.PackageNotFoundError:
-            continue
-    return (f'{operator} is not among the operators of mmcv-torchvision-ops; `MMCV_WITH_OPS=1 '
-            f'pip install --no-cache-dir --no-build-isolation --no-deps --force-reinstall '
-            f'--no-binary {name} {name}=={version}` builds mmcv with it')
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            mmcv = f'{name.removesuffix("-lite")}=={metadata.version(name)}'
+    return NotImplementedError(
+        f'{operator} is an operator of mmcv that mmcv-torchvision-ops does not have; `pip '
+        f'install --no-cache-dir --no-build-isolation --no-deps --force-reinstall {mmcv}` '
+        'builds mmcv with it, given a C++ compiler (for GPUs, CUDA too).')
 
 
 def __getattr__(name):
@@ -362,14 +367,15 @@ def __getattr__(name):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
     def operator(*args, **kwargs):
-        raise NotImplementedError(_missing(name))
+        raise _missing(name)
 
     return operator
 
 
-# One line a run: not from data loader workers, nor from every rank.
-if multiprocessing.parent_process() is None and os.environ.get('RANK', '0') == '0':
+# Once a run: not in workers of data loaders, nor in every rank. Python shows warnings only.
+_rank = os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0'))
+if multiprocessing.parent_process() is None and _rank == '0':
     logging.getLogger('mmcv').warning(
-        'mmcv.ops: nms, roi_align, roi_pool and deformable convolution by torchvision %s, '
-        'soft_nms, focal losses and deformable attention by PyTorch; other operators raise.',
-        torchvision.__version__)
+        'mmcv.ops: nms, roi_align, roi_pool and deformable convolution by torchvision %s; '
+        'soft_nms, nms_match, focal losses and deformable attention by PyTorch; other '
+        'operators raise. A compiled mmcv has them all.', torchvision.__version__)
