@@ -7,7 +7,7 @@ from setuptools.command.editable_wheel import editable_wheel
 
 def refuse(self):
     raise SystemExit(
-        'mmcv-torchvision-ops cannot be installed with -e: its folder mmcv would hide mmcv itself.')
+        'mmcv-torchvision-ops cannot be installed with -e: its folder would hide mmcv itself.')
 
 
 setup(
