@@ -321,7 +321,7 @@ def test_roi_pool_takes_the_maximum_of_each_bin():
         return out
 
     want = gradients(reference, x)
-    assert want[0][:2].any((1, 2, 3)).all() and not want[0][2:].any()
+    assert want[0][0].any() and want[0][1].any() and not want[0][2:].any()
     got = gradients(lambda x: mmcv.ops.roi_pool(x, rois, (3, 4), 0.5), x)
     assert_agree(got, want, 1e-12)
     flipped = gradients(
