@@ -15,10 +15,11 @@ help:
 	@echo 'make docs       build the documentation into docs/_build/html'
 	@echo 'make lint       check style, spelling and types'
 	@echo 'make clean      remove caches'
-	@echo 'make distclean  remove the environments and the compiled mmcv too'
+	@echo 'make distclean  remove the environments and a compiled mmcv too'
 	@echo
 	@echo "ARGS goes to the command: make test ARGS='-k rest'"
 	@echo 'STACK=openmmlab takes OpenMMLab releases instead of OneDL forks: make test STACK=openmmlab'
+	@echo 'MMCV=compiled takes mmcv with compiled operators: make test MMCV=compiled'
 	@echo 'PYTHON names the Python that .venv is made from: make setup PYTHON=python3.12'
 
 setup:
@@ -52,7 +53,8 @@ lint: setup
 	$(PYTHON_ENV) -m pre_commit run --all-files $(ARGS)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis docs/_build
+	rm -rf build dist *.egg-info mmcv_ops/build mmcv_ops/*.egg-info docs/_build
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -80,7 +80,7 @@ setup(
         # OpenMMLab's own last releases, for torch 2.1
         'openmmlab': [
             'mmengine',
-            'mmcv>=2.1.0,<2.2.0',
+            'mmcv-lite==2.1.0',
             'mmdet==3.3.0',
             'mmpretrain',
             'mmsegmentation',
