@@ -8,6 +8,7 @@ Operators of mmcv that are not defined here raise ``NotImplementedError`` when t
 Python prefers a compiled ``_ext`` in the same folder to this file.
 """
 import contextlib
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ def _wide(x):
 
 def _float32(x: float) -> float:
     """mmcv compares with thresholds in float32: float32(0.3) > 0.3 decides ties."""
-    return torch.tensor(x, dtype=torch.float32).item()
+    return ctypes.c_float(x).value
 
 
 # Non-maximum suppression
