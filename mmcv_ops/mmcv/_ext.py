@@ -246,10 +246,11 @@ def _sigmoid_focal(input, target, weight, alpha):
     """Sign, logit of the right answer, and factor of each element, all (n, classes)."""
     input = _wide(input)
     positive = target[:, None] == torch.arange(input.shape[1], device=input.device)
-    sign = torch.where(positive, 1., -1.).to(input)
-    factor = torch.where(positive, alpha, 1 - alpha).to(input)
+    positive = positive.to(input)
+    factor = alpha * positive + (1 - alpha) * (1 - positive)
     if weight.numel():
         factor = factor * _wide(weight)[target, None]
+    sign = 2 * positive - 1
     return sign, sign * input, factor
 
 

@@ -433,14 +433,14 @@ def test_sigmoid_focal_loss(weighted, gamma, dtype, tolerance):
     def definition(x):
         p = torch.sigmoid(x)
         positive = F.one_hot(target, 4)[:, :3].bool()
-        loss = torch.where(positive, -0.25 * (1 - p)**gamma * p.log(),
-                           -0.75 * p**gamma * (1 - p).log())
+        loss = torch.where(positive, -0.3 * (1 - p)**gamma * p.log(),
+                           -0.7 * p**gamma * (1 - p).log())
         return (loss if weight is None else loss * weight[target, None]).sum()
 
     want = gradients(definition, x)
     weight = None if weight is None else weight.to(dtype)
     got = gradients(lambda x: mmcv.ops.sigmoid_focal_loss(
-        x, target, gamma, 0.25, weight, 'sum'), x.to(dtype))
+        x, target, gamma, 0.3, weight, 'sum'), x.to(dtype))
     assert_agree(got, [w.to(dtype) for w in want], tolerance)
 
 
@@ -469,13 +469,13 @@ def test_softmax_focal_loss(weighted, gamma, dtype, tolerance):
     def definition(x):
         label = target.clamp(min=0)
         p = x.softmax(1)[torch.arange(6), label]
-        loss = -0.25 * (1 - p)**gamma * p.log() * (target >= 0)
+        loss = -0.3 * (1 - p)**gamma * p.log() * (target >= 0)
         return (loss if weight is None else loss * weight[label]).sum()
 
     want = gradients(definition, x)
     weight = None if weight is None else weight.to(dtype)
     got = gradients(lambda x: mmcv.ops.softmax_focal_loss(
-        x, target, gamma, 0.25, weight, 'sum'), x.to(dtype))
+        x, target, gamma, 0.3, weight, 'sum'), x.to(dtype))
     assert_agree(got, [w.to(dtype) for w in want], tolerance)
 
 
