@@ -10,96 +10,79 @@ import shlex
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, Iterable, List, Tuple
 
-from mmrest.files import write_whole
+import cv2
+import numpy as np
+from mmengine.config import Config
+from pycocotools import mask as mask_utils
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA = Path('data/digits')
 WORK = Path('work_dirs')
 DEMO = WORK / 'demo'
 CLASSIFIER = Path('configs/classification/rest_lite_digits.py')
 DETECTOR = Path('configs/mask_rcnn/rest_lite_fpn_digits.py')
+# What comes after a training takes as long as so many of its iterations, on two cores.
+REST = {CLASSIFIER.stem: 1400, DETECTOR.stem: 120}
 NUM_PICTURES = 12
-SHOWN = re.compile(r'(Iter\((?:train|val|test)\).*|Saving checkpoint.*|resumed .*)')
+SCALE = 5  # of the pictures
+
+started = time.monotonic()
+used: Dict[str, Tuple[float, float]] = {}  # minutes and peak memory in GiB of each step
 
 
-class Usage:
-    """Minutes and peak memory of each step, in a file that outlives interruptions."""
-
-    def __init__(self):
-        self.path = DEMO / 'usage.json'
-        self.steps = json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    def add(self, step: str, seconds: float, memory: int) -> None:
-        so_far = self.steps.get(step, dict(seconds=0, memory=0))
-        self.steps[step] = dict(
-            seconds=so_far['seconds'] + seconds, memory=max(so_far['memory'], memory))
-        write_whole(self.path, json.dumps(self.steps).encode())
-
-
-def run(title: str, step: str, command: List[str], usage: Usage) -> None:
+def run(title: str, step: str, command: List[str]) -> None:
     """Run a command, show its progress and write its output to a log."""
     log = DEMO / f'{step}.log'
     print(f'\n{title}\n$ {shlex.join(["python", *command])}\n  (whole log: {log})')
+    begin = time.monotonic()
     process = subprocess.Popen([sys.executable, *command],
                                stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT,
                                text=True)
-    since = time.monotonic()
+    shown = 0
     with log.open('a') as file:
         for line in process.stdout:
             file.write(line)
             file.flush()
-            now = time.monotonic()
-            if now - since > 5:
-                usage.add(step, now - since, _peak_memory(process.pid))
-                since = now
-            shown = SHOWN.search(line)
-            if shown:
-                print('  ' + re.sub(r' {2,}', '  ', shown[1]))
-    code = process.wait()
-    usage.add(step, time.monotonic() - since, 0)
-    if code:
+            if progress := re.search(r'Iter\(train\) +\[ *(\d+)/(\d+)\].*', line):
+                print('  ' + '  '.join(re.findall(r'Iter\S+ +\[.*?\]|\w*loss\w*: [\d.]+',
+                                                  progress[0])))
+                shown += 1
+                if shown == 2:  # the first includes the start
+                    announce(step, progress)
+            elif result := re.search(r'Iter\(\w+\) +\[ *(\d+)/\1\].*', line):
+                print('  ' + re.sub(r' {2,}', '  ', result[0]))
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    used[step] = (time.monotonic() - begin) / 60, peak / 2**30
+    if process.returncode:
         tail = ''.join(log.read_text().splitlines(keepends=True)[-30:])
-        raise SystemExit(f'{tail}\nThe step above ended with exit code {code}.')
+        raise SystemExit(f'{tail}\nThe step above ended with exit code {process.returncode}.')
 
 
-def _peak_memory(pid: int) -> int:
-    """Peak memory of a process in bytes; 0 where there is no /proc."""
-    try:
-        status = Path(f'/proc/{pid}/status').read_text()
-    except OSError:
-        return 0
-    peak = re.search(r'VmHWM:\s*(\d+) kB', status)
-    return int(peak[1]) * 1024 if peak else 0
+def announce(step: str, progress: re.Match) -> None:
+    """Say how long the demo will take, from a line of a training's log."""
+    seconds = float(re.search(r' time: ([\d.]+)', progress[0])[1])
+    left = (int(progress[2]) - int(progress[1]) + REST[step]) * seconds
+    so_far = time.monotonic() - started
+    print(f'  The demo takes about {(so_far + left) / 60:.0f} minutes on this computer.')
 
 
-def newest_checkpoint(folder: Path) -> Optional[Path]:
-    """Return the latest checkpoint that is complete."""
-    checkpoints = sorted(
-        folder.glob('iter_*.pth'), key=lambda path: -int(path.stem.split('_')[1]))
-    return next((path for path in checkpoints if zipfile.is_zipfile(path)), None)
-
-
-def train(title: str, config: Path, usage: Usage) -> Path:
+def train(title: str, config: Path) -> Path:
     """Train a config to its end, resuming if possible; returns the last checkpoint."""
-    from mmengine.config import Config
-    folder = WORK / config.stem
-    last = folder / f'iter_{Config.fromfile(config).max_iters}.pth'
-    newest = newest_checkpoint(folder)
-    if newest == last:
+    last = WORK / config.stem / f'iter_{Config.fromfile(config).max_iters}.pth'
+    if last.exists():
         print(f'\n{title}\n  done before: {last}')
-        return last
-    command = ['tools/train.py', str(config)]
-    if newest is not None:
-        command += ['--resume', str(newest)]
-    run(title, config.stem, command, usage)
+    else:
+        run(title, config.stem, ['tools/train.py', str(config), '--resume'])
     return last
 
 
-def test(title: str, config: Path, checkpoint: Path, usage: Usage) -> Dict[str, float]:
+def test(title: str, config: Path, checkpoint: Path) -> Dict[str, float]:
     """Return the metrics of a checkpoint by tools/test.py, which saves predictions in DEMO."""
     folder = DEMO / f'test_{config.stem}'
     predictions = DEMO / f'{config.stem}.pkl'
@@ -110,14 +93,13 @@ def test(title: str, config: Path, checkpoint: Path, usage: Usage) -> Dict[str, 
             if path.stat().st_mtime > checkpoint.stat().st_mtime)
 
     if not results() or not predictions.exists():
-        command = ['tools/test.py', str(config), str(checkpoint)]
-        command += ['--work-dir', str(folder), '--out', str(predictions)]
-        run(title, f'test_{config.stem}', command, usage)
+        run(title, folder.name, ['tools/test.py', str(config), str(checkpoint), '--work-dir',
+                                 str(folder), '--out', str(predictions)])
     return json.loads(results()[-1].read_text())
 
 
 def draw_curves(path: Path) -> None:
-    """Plot losses and accuracies of both trainings over their iterations."""
+    """Plot losses and the accuracy of both trainings over their iterations."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -125,11 +107,9 @@ def draw_curves(path: Path) -> None:
         (CLASSIFIER, 'classifier: loss', ['loss']),
         (CLASSIFIER, 'classifier: top-1 of held-out digits, %', ['accuracy/top1']),
         (DETECTOR, 'Mask R-CNN: losses', ['loss', 'loss_cls', 'loss_bbox', 'loss_mask']),
-        (DETECTOR, 'Mask R-CNN: AP on held-out digits',
-         ['coco/bbox_mAP', 'coco/segm_mAP']),
     ]
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
-    for axis, (config, title, keys) in zip(axes.flat, panels):
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4), constrained_layout=True)
+    for axis, (config, title, keys) in zip(axes, panels):
         records = {}
         for scalars in sorted((WORK / config.stem).glob('*/vis_data/scalars.json')):
             for line in scalars.read_text().splitlines():
@@ -150,92 +130,76 @@ def draw_curves(path: Path) -> None:
     plt.close(figure)
 
 
-def draw_pictures(folder: Path, predictions: Path) -> List[Path]:
-    """Draw truth (left) and predictions (right) of the first images, enlarged 4 times."""
-    import cv2
-    import numpy as np
-    import torch
-    from mmdet.datasets import CocoDataset
-    from mmdet.structures import DetDataSample
-    from mmdet.visualization import DetLocalVisualizer
-    from mmengine.config import Config
-    from mmengine.fileio import load
-    from mmengine.registry import init_default_scope
-    from mmengine.structures import InstanceData
-    from pycocotools import mask as mask_utils
-    scale = 4
-
-    def instances(boxes, masks, labels, **fields):
-        large = np.array([cv2.resize(m, None, fx=scale, fy=scale) > 0 for m in masks])
-        return InstanceData(
-            bboxes=torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4) * scale,
-            labels=torch.as_tensor(labels, dtype=torch.long),
-            masks=torch.as_tensor(large).bool(),
-            **fields)
-
-    init_default_scope('mmdet')
-    cfg = Config.fromfile(DETECTOR).val_dataloader.dataset
-    cfg.pop('type')
-    dataset = CocoDataset(**dict(cfg, pipeline=[]))
-    visualizer = DetLocalVisualizer(line_width=2, alpha=0.5)
-    visualizer.dataset_meta = dataset.metainfo
+def draw_pictures(folder: Path, predictions: List[dict]) -> None:
+    """Draw truth (left) and predictions (right) of images, enlarged."""
+    known = json.loads((DATA / 'annotations/instances_val.json').read_text())
+    names = {image['id']: image['file_name'] for image in known['images']}
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for predicted in load(predictions)[:NUM_PICTURES]:
-        info = next(i for i in dataset if i['img_id'] == predicted['img_id'])
-        image = cv2.cvtColor(cv2.imread(info['img_path']), cv2.COLOR_BGR2RGB)
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-        real = info['instances']
+    for predicted in predictions:
+        name = names[predicted['img_id']]
+        image = cv2.resize(cv2.imread(str(DATA / 'val' / name)), None, fx=SCALE, fy=SCALE,
+                           interpolation=cv2.INTER_CUBIC)
+        truth = [(a['category_id'] - 1, '', a['bbox'], a['segmentation'])
+                 for a in known['annotations'] if a['image_id'] == predicted['img_id']]
         found = predicted['pred_instances']
-        sample = DetDataSample(
-            gt_instances=instances([r['bbox'] for r in real],
-                                   [mask_utils.decode(r['mask']) for r in real],
-                                   [r['bbox_label'] for r in real]),
-            pred_instances=instances(
-                found['bboxes'], [mask_utils.decode(m) for m in found['masks']],
-                found['labels'],
-                scores=found['scores']))
-        paths.append(folder / (Path(info['img_path']).stem + '.png'))
-        visualizer.add_datasample(
-            paths[-1].stem, image, sample, pred_score_thr=0.5, out_file=str(paths[-1]))
-    return paths
+        guesses = [(int(label), f' {score:.0%}', [x, y, x2 - x, y2 - y], rle)
+                   for label, score, (x, y, x2, y2), rle in zip(
+                       found['labels'], found['scores'], found['bboxes'].tolist(),
+                       found['masks']) if score >= 0.5]
+        panels = [draw_digits(image, digits) for digits in (truth, guesses)]
+        cv2.imwrite(str(folder / f'{Path(name).stem}.png'), np.hstack(panels))
+
+
+def draw_digits(image: np.ndarray, digits: Iterable[tuple]) -> np.ndarray:
+    """Draw (class, text after it, box in x y w h, mask in RLE) on an enlarged BGR image."""
+    image = image.copy()
+    for label, text, box, rle in digits:
+        hue = np.uint8([[[label * 18, 220, 255]]])
+        color = cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0]
+        mask = cv2.resize(mask_utils.decode(rle), image.shape[1::-1]) > 0
+        image[mask] = image[mask] * 0.4 + color * 0.6
+        x, y, width, height = (round(side * SCALE) for side in box)
+        cv2.rectangle(image, (x, y), (x + width, y + height), color.tolist(), 3)
+        text = f'{label}{text}'
+        (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.9, 2)
+        x = min(x, image.shape[1] - width - 8)
+        y = max(y, height + 12)
+        cv2.rectangle(image, (x, y - height - 12), (x + width + 8, y), color.tolist(), -1)
+        cv2.putText(image, text, (x + 4, y - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.9, (0, 0, 0), 2,
+                    cv2.LINE_AA)
+    return image
 
 
 def main() -> None:
+    from mmengine.fileio import load
     os.chdir(ROOT)
     sys.stdout.reconfigure(line_buffering=True)
     DEMO.mkdir(parents=True, exist_ok=True)
-    usage = Usage()
-    data = Path('data/digits')
-    if not data.exists():
-        run('1. Data: handwritten digits on textured backgrounds (half a minute)', 'data',
-            ['tools/dataset_converters/digits_to_coco.py', str(data)], usage)
-    train_title = '2. The backbone learns digits as a classifier'
-    classifier = train(train_title, CLASSIFIER, usage)
-    detector = train('3. Mask R-CNN starts from it', DETECTOR, usage)
-    top1 = test('4. Classifier on digits held out', CLASSIFIER, classifier, usage)
-    ap = test('5. Mask R-CNN on 200 images of digits held out', DETECTOR, detector, usage)
-    curves = DEMO / 'curves.png'
+    if not DATA.exists():
+        run('1. Data: handwritten digits on textured backgrounds', 'data',
+            ['tools/dataset_converters/digits_to_coco.py', str(DATA)])
+    classifier = train('2. The backbone learns digits as a classifier', CLASSIFIER)
+    detector = train('3. Mask R-CNN starts from it', DETECTOR)
+    top1 = test('4. Classifier on digits held out', CLASSIFIER, classifier)
+    ap = test('5. Mask R-CNN on 200 images of digits held out', DETECTOR, detector)
+    curves, pictures = DEMO / 'curves.png', DEMO / 'pictures'
     draw_curves(curves)
-    pictures = draw_pictures(DEMO / 'pictures', DEMO / f'{DETECTOR.stem}.pkl')
+    draw_pictures(pictures, load(DEMO / f'{DETECTOR.stem}.pkl')[:NUM_PICTURES])
 
-    def spent(*steps):
-        used = [usage.steps[step] for step in steps if step in usage.steps]
-        minutes = sum(step['seconds'] for step in used) / 60
-        memory = max((step['memory'] for step in used), default=0) / 2**30
-        return f'{minutes:6.1f} min  {memory:5.2f} GiB'
+    def spent(step):
+        return '{:6.1f} min  {:5.2f} GiB'.format(*used[step]) if step in used else 'done before'
 
     print(f'''
 On digits that no training image shows              time    peak memory
   classification top-1  {top1['accuracy/top1']:6.1f} %        {spent(CLASSIFIER.stem)}
   box AP                {ap['coco/bbox_mAP']:6.3f}          {spent(DETECTOR.stem)}
   mask AP               {ap['coco/segm_mAP']:6.3f}
-  everything                            {spent(*usage.steps)}
+  everything                            {(time.monotonic() - started) / 60:6.1f} min
 
 checkpoints  {classifier}
              {detector}
 curves       {curves}
-pictures     {pictures[0].parent}/ ({len(pictures)}; left: truth, right: prediction)
+pictures     {pictures}/ ({NUM_PICTURES}; left: truth, right: prediction)
 The same AP again: python tools/test.py {DETECTOR} {detector}''')
 
 

@@ -1,121 +1,78 @@
-"""The demo's resuming, on a classifier that trains for eight iterations."""
+"""The demo's steps, with stand-ins for the tools that it runs."""
 import importlib.util
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from pycocotools import mask as mask_utils
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location('demo', ROOT / 'scripts/demo.py')
-demo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(demo)
 
-RUN = '''
-import importlib.util, os, pathlib, sys
-spec = importlib.util.spec_from_file_location('demo', sys.argv[1])
-demo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(demo)
-demo.DEMO.mkdir(parents=True, exist_ok=True)
-print('last:', demo.train('train', pathlib.Path('tiny.py'), demo.Usage()))
+# Fails when it is run first, as if interrupted.
+TRAIN = '''
+import json, pathlib, sys
+calls = pathlib.Path('calls.json')
+known = json.loads(calls.read_text()) if calls.exists() else []
+calls.write_text(json.dumps(known + [sys.argv]))
+line = '11/26 01:00:00 - mmengine - INFO - Iter(train) [%3d/100]  base_lr: 1e-3 lr: 1e-3  ' \\
+       'eta: 0:01:00  time: %.4f  data_time: 0.01  loss: %.4f  loss_cls: 0.5000'
+print(line % (25, 9, 2.5))
+if not known:
+    raise SystemExit(3)
+print(line % (50, 0.6, 2.25))
+print(line % (75, 0.5, 2))
+print('INFO - Iter(val) [ 1/25]    time: 1')
+print('INFO - Iter(val) [25/25]    accuracy/top1: 81.0  time: 1')
+pathlib.Path('work_dirs/rest_lite_digits/iter_100.pth').touch()
 '''
 
 
 @pytest.fixture
-def project(tmp_path):
-    """A folder with tools, a config of a small backbone, and digits to train it on."""
-    (tmp_path / 'tools').symlink_to(ROOT / 'tools')
-    script = ROOT / 'tools/dataset_converters/digits_to_coco.py'
-    subprocess.run([sys.executable, script, 'data/digits', '--num-train', '1', '--num-val', '1',
-                    '--renders', '1'], cwd=tmp_path, check=True)
-    (tmp_path / 'tiny.py').write_text(f'''
-_base_ = '{ROOT}/configs/classification/rest_lite_digits.py'
-max_iters = 8
-arch = dict(_delete_=True, embed_dims=[8], depths=[1], num_heads=[1], sr_ratios=[8])
-model = dict(backbone=dict(arch=arch, out_indices=(0, )), head=dict(in_channels=8))
-train_cfg = dict(max_iters=max_iters, val_interval=8)
-param_scheduler = dict(_delete_=True, type='ConstantLR', factor=1., by_epoch=False)
-train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
-val_dataloader = dict(num_workers=0, persistent_workers=False)
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2, max_keep_ckpts=3))
-custom_hooks = [dict(type='SlowHook')]
-custom_imports = dict(imports=['mmrest', 'slow'], allow_failed_imports=False)
-''')
-    (tmp_path / 'slow.py').write_text('''
-import time
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
-@HOOKS.register_module()
-class SlowHook(Hook):
-    def after_train_iter(self, *args, **kwargs):
-        time.sleep(0.3)
-''')
-    return tmp_path
+def demo(tmp_path, monkeypatch):
+    """The script in a folder of its own."""
+    spec = importlib.util.spec_from_file_location('demo', ROOT / 'scripts/demo.py')
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    monkeypatch.chdir(tmp_path)
+    demo.DEMO.mkdir(parents=True)
+    return demo
 
 
-def start(project):
-    return subprocess.Popen([sys.executable, '-c', RUN, str(ROOT / 'scripts/demo.py')],
-                            cwd=project, text=True, stdout=subprocess.PIPE,
-                            env=dict(os.environ, PYTHONPATH=str(project)),
-                            start_new_session=True)
+def test_a_training_is_resumed_until_it_is_done(demo, capsys):
+    (demo.WORK / demo.CLASSIFIER.stem).mkdir()
+    demo.CLASSIFIER.parent.mkdir(parents=True)
+    demo.CLASSIFIER.write_text('max_iters = 100')
+    Path('tools').mkdir()
+    Path('tools/train.py').write_text(TRAIN)
+    demo.started -= 60
+    demo.REST[demo.CLASSIFIER.stem] = 350
+
+    with pytest.raises(SystemExit, match='(?s)Iter.*exit code 3'):
+        demo.train('a title', demo.CLASSIFIER)
+    assert demo.train('a title', demo.CLASSIFIER).name == 'iter_100.pth'
+    assert capsys.readouterr().out.split('log)\n')[2] == '''\
+  Iter(train) [ 25/100]  loss: 2.5000  loss_cls: 0.5000
+  Iter(train) [ 50/100]  loss: 2.2500  loss_cls: 0.5000
+  The demo takes about 5 minutes on this computer.
+  Iter(train) [ 75/100]  loss: 2.0000  loss_cls: 0.5000
+  Iter(val) [25/25]  accuracy/top1: 81.0  time: 1
+'''
+    minutes, memory = demo.used[demo.CLASSIFIER.stem]
+    assert 0 < minutes < 1 and 0.001 < memory < 1
+
+    demo.train('a title', demo.CLASSIFIER)
+    assert 'done before' in capsys.readouterr().out
+    command = ['tools/train.py', str(demo.CLASSIFIER), '--resume']
+    assert json.loads(Path('calls.json').read_text()) == [command, command]
+    log = (demo.DEMO / 'rest_lite_digits.log').read_text()
+    assert log.count('[ 25/100]') == 2 and '[ 1/25]' in log
 
 
-def test_a_killed_demo_goes_on_from_the_last_whole_checkpoint(project):
-    work = project / 'work_dirs/tiny'
-    process = start(project)
-    deadline = time.monotonic() + 120
-    while not (work / 'iter_4.pth').exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    whole = demo.newest_checkpoint(work)
-    assert whole is not None and not (work / 'iter_8.pth').exists()
-    # As if the next one had been cut off in the middle of being written.
-    (work / 'iter_7.pth').write_bytes(whole.read_bytes()[:-1000])
-    assert demo.newest_checkpoint(work) == whole
-
-    out, _ = (again := start(project)).communicate(timeout=120)
-    assert again.returncode == 0, out
-    step = whole.stem.split('_')[1]
-    assert f'--resume work_dirs/tiny/iter_{step}.pth' in out
-    assert 'last: work_dirs/tiny/iter_8.pth' in out
-    iterations = [int(i) for i in re.findall(r'Iter\(train\) \[ *(\d+)/8\]', out)]
-    assert iterations == list(range(int(step) + 1, 9))
-    assert (work / 'iter_8.pth').exists()
-    usage = json.loads((project / 'work_dirs/demo/usage.json').read_text())
-    assert usage['tiny']['seconds'] > 0
-
-    out, _ = start(project).communicate(timeout=60)
-    assert 'done before' in out and 'Iter(train)' not in out
-
-
-def test_usage_adds_up_over_interruptions(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, 'DEMO', tmp_path)
-    demo.Usage().add('step', 2.5, 100)
-    demo.Usage().add('step', 1.5, 70)
-    assert demo.Usage().steps == {'step': dict(seconds=4.0, memory=100)}
-
-
-def test_a_failing_step_ends_the_demo_with_its_output(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, 'DEMO', tmp_path)
-    with pytest.raises(SystemExit) as raised:
-        demo.run('a title', 'step', ['-c', 'print("why"); raise SystemExit(3)'], demo.Usage())
-    assert 'why' in str(raised.value) and 'exit code 3' in str(raised.value)
-    assert 'a title' in capsys.readouterr().out
-    assert (tmp_path / 'step.log').read_text() == 'why\n'
-
-
-def test_curves_take_the_later_record_of_a_resumed_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, 'WORK', tmp_path)
+def test_curves_take_the_later_record_of_a_resumed_run(demo, monkeypatch):
     for run, records in (('1', [(1, 5.), (2, 4.), (3, 9.)]), ('2', [(3, 3.), (4, 2.)])):
-        folder = tmp_path / 'rest_lite_digits' / run / 'vis_data'
+        folder = demo.WORK / 'rest_lite_digits' / run / 'vis_data'
         folder.mkdir(parents=True)
         (folder / 'scalars.json').write_text(
             '\n'.join(json.dumps(dict(step=s, loss=v)) for s, v in records))
@@ -124,6 +81,34 @@ def test_curves_take_the_later_record_of_a_resumed_run(tmp_path, monkeypatch):
     axes = matplotlib.axes.Axes
     monkeypatch.setattr(axes, 'plot', lambda self, x, y, **kwargs: lines.append((x, y)))
     monkeypatch.setattr(axes, 'legend', lambda self: None)
-    demo.draw_curves(tmp_path / 'curves.png')
+    demo.draw_curves(Path('curves.png'))
     assert lines == [([1, 2, 3, 4], [5., 4., 3., 2.])]
-    assert (tmp_path / 'curves.png').stat().st_size > 1000
+    assert Path('curves.png').stat().st_size > 1000
+
+
+def test_pictures_show_truth_beside_what_was_found(demo):
+    mask = np.zeros((128, 128), np.uint8, order='F')
+    mask[60:80, 40:70] = 1
+    rle = mask_utils.encode(mask)
+    (demo.DATA / 'annotations').mkdir(parents=True)
+    (demo.DATA / 'val').mkdir()
+    cv2.imwrite(str(demo.DATA / 'val/7.png'), np.full((128, 128, 3), 100, np.uint8))
+    (demo.DATA / 'annotations/instances_val.json').write_text(json.dumps(dict(
+        images=[dict(id=7, file_name='7.png')],
+        annotations=[dict(image_id=7, category_id=4, bbox=[40, 60, 30, 20],
+                          segmentation=dict(rle, counts=rle['counts'].decode()))])))
+    found = dict(
+        labels=np.array([3, 8]), scores=np.array([0.9, 0.4]), masks=[rle, rle],
+        bboxes=np.array([[40., 60., 70., 80.], [0., 0., 128., 128.]]))
+    demo.draw_pictures(Path('pictures'), [dict(img_id=7, pred_instances=found)])
+
+    side = 128 * demo.SCALE
+    picture = cv2.imread('pictures/7.png')
+    assert picture.shape == (side, 2 * side, 3)
+    truth, guess = picture[:, :side], picture[:, side:]
+    inside = slice(62 * demo.SCALE, 68 * demo.SCALE)
+    assert (truth[inside, inside] != 100).any(-1).all()
+    # Only the label above the box differs, and a score below one half is not drawn.
+    assert (truth[60 * demo.SCALE:] == guess[60 * demo.SCALE:]).all()
+    assert (truth != guess).any()
+    assert (guess[:40 * demo.SCALE] == 100).all()

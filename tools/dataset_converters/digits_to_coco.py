@@ -34,6 +34,13 @@ MIN_CONTRAST = 180  # smallest RGB distance of ink and background
 MAX_TRIES = 100
 
 
+def _bounds(mask: np.ndarray) -> Tuple[slice, slice]:
+    """Rows and columns of the smallest box that holds a mask."""
+    return tuple(
+        slice(line.argmax(), len(line) - line[::-1].argmax())
+        for line in (mask.any(1), mask.any(0)))
+
+
 class Split:
     """Draws scenes from the scans of one split."""
 
@@ -51,9 +58,8 @@ class Split:
         scan = np.pad(self.scans[index], 1)
         large = cv2.resize(scan, (160, 160), interpolation=cv2.INTER_CUBIC)
         ink = ((large - 0.15) / 0.4).clip(0, 1)  # bold, with soft edges
-        scale = size / max(np.ptp(side) + 1 for side in np.nonzero(ink > 0.5))
-        rows, cols = np.nonzero(ink)
-        ink = ink[rows.min():rows.max() + 1, cols.min():cols.max() + 1]
+        scale = size / max(side.stop - side.start for side in _bounds(ink > 0.5))
+        ink = ink[_bounds(ink > 0)]
         width, height = (round(side * scale) for side in ink.shape[::-1])
         return cv2.resize(ink, (width, height), interpolation=cv2.INTER_AREA)
 
@@ -66,7 +72,7 @@ class Split:
                 break
         rng = self.rng
         background = rng.uniform(0, 255, 3)
-        image = np.tile(background, (side, side, 1))
+        image = np.full((side, side, 3), background, np.float32)
         instances = []
         for index, glyph, x, y in placed:
             height, width = glyph.shape
@@ -76,8 +82,8 @@ class Split:
             mask = np.zeros((side, side), np.uint8, order='F')
             mask[y:y + height, x:x + width] = glyph > 0.5
             instances.append(dict(label=int(self.labels[index]), mask=mask))
-        noise = cv2.GaussianBlur(
-            rng.standard_normal((side, side, 3)), (0, 0), rng.uniform(*NOISE_SIGMAS))
+        noise = rng.standard_normal((side, side, 3)).astype(np.float32)
+        noise = cv2.GaussianBlur(noise, (0, 0), rng.uniform(*NOISE_SIGMAS))
         image += noise * (NOISE_STD / noise.std())
         return image.clip(0, 255).round().astype(np.uint8), instances
 
