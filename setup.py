@@ -11,15 +11,25 @@ here = Path(__file__).resolve().parent
 MIM = ('configs', 'tools', 'model-index.yml')
 
 
+def copy_mim(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(here, folder, ignore=lambda path, names: {
+        name for name in names
+        if name == '__pycache__' or Path(path) == here and name not in MIM})
+
+
 def link_mim() -> None:
     """For editable installs: mmrest/.mim leads to the files in the checkout."""
     folder = here / 'mmrest/.mim'
-    folder.mkdir(exist_ok=True)
-    for name in MIM:
-        link = folder / name
-        if link.is_symlink():
-            link.unlink()
-        link.symlink_to(Path('../..') / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        for name in MIM:
+            (folder / name).symlink_to(Path('../..') / name)
+    except OSError as error:  # Windows reserves links to administrators and developers
+        copy_mim(folder)
+        print(f'{error}: copied configs and tools instead of linking them. Repeat the '
+              f'installation after you edit them.')
 
 
 class BuildPyWithMim(build_py):
@@ -29,16 +39,8 @@ class BuildPyWithMim(build_py):
         super().run()
         if getattr(self, 'editable_mode', False):
             link_mim()
-            return
-        for name in MIM:
-            target = Path(self.build_lib, 'mmrest/.mim', name)
-            if (here / name).is_dir():
-                shutil.copytree(
-                    here / name, target, dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns('__pycache__', '*.pyc'))
-            else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(here / name, target)
+        else:
+            copy_mim(Path(self.build_lib, 'mmrest/.mim'))
 
 
 class DevelopWithMim(develop):

@@ -42,12 +42,16 @@ def test_public_names():
     assert all(hasattr(mmrest, name) for name in mmrest.__all__)
 
 
+def copy_checkout(target):
+    return shutil.copytree(ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(
+        '.*venv*', '.git', '.setup', '.mim', 'data', 'work_dirs', 'build', '*.egg-info'))
+
+
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     """A wheel that was built from the sdist of a copy of the checkout."""
     folder = tmp_path_factory.mktemp('wheel')
-    shutil.copytree(ROOT, folder / 'copy', symlinks=True, ignore=shutil.ignore_patterns(
-        '.*venv*', '.git', '.setup', '.mim', 'data', 'work_dirs', 'build', '*.egg-info'))
+    copy_checkout(folder / 'copy')
     build = 'from setuptools import build_meta; print(build_meta.build_{}({!r}))'
     sdist = subprocess.run([sys.executable, '-c', build.format('sdist', str(folder))],
                            cwd=folder / 'copy', capture_output=True, text=True, check=True)
@@ -104,6 +108,35 @@ def test_the_editable_install_leads_to_the_checkout():
     mim = Path(mmrest.__file__).parent / '.mim'
     for name in ('configs', 'tools', 'model-index.yml'):
         assert (mim / name).resolve() == ROOT / name
+
+
+EDITABLE = '''
+import pathlib, sys
+from setuptools import build_meta
+
+def refuse(*args):
+    raise OSError(22, 'A required privilege is not held by the client', None, 1314)
+
+if sys.argv[1] == 'refused':
+    pathlib.Path.symlink_to = refuse
+build_meta.build_editable('.')
+'''
+
+
+def test_an_editable_install_copies_where_links_are_refused(tmp_path):
+    """As Windows does. The next install replaces what this one left."""
+    mim = copy_checkout(tmp_path / 'copy') / 'mmrest/.mim'
+    for links in ('refused', 'allowed', 'refused', 'refused'):
+        (tmp_path / 'copy/configs' / links).touch()
+        done = subprocess.run([sys.executable, '-c', EDITABLE, links], cwd=tmp_path / 'copy',
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count('Repeat the installation') == (links == 'refused')
+        assert {path.name for path in mim.iterdir()} == {'configs', 'tools', 'model-index.yml'}
+        assert all(path.is_symlink() == (links == 'allowed') for path in mim.iterdir())
+        assert (mim / 'configs' / links).exists() and (mim / 'model-index.yml').stat().st_size
+    (tmp_path / 'copy/configs/new').touch()
+    assert not (mim / 'configs/new').exists()
 
 
 def test_the_wheel_alone_in_an_empty_environment(wheel, tmp_path):
