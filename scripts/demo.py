@@ -16,6 +16,7 @@ from typing import Dict, Iterable, List, Tuple
 import cv2
 import numpy as np
 from mmengine.config import Config
+from mmengine.fileio import load
 from pycocotools import mask as mask_utils
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,20 +83,25 @@ def train(title: str, config: Path) -> Path:
     return last
 
 
-def test(title: str, config: Path, checkpoint: Path) -> Dict[str, float]:
-    """Return the metrics of a checkpoint by tools/test.py, which saves predictions in DEMO."""
-    folder = DEMO / f'test_{config.stem}'
+def test(title: str, config: Path, checkpoint: Path) -> List[dict]:
+    """Return what a checkpoint predicts on held-out images, by tools/test.py."""
     predictions = DEMO / f'{config.stem}.pkl'
+    if not predictions.exists() or predictions.stat().st_mtime < checkpoint.stat().st_mtime:
+        run(title, f'test_{config.stem}', [
+            'tools/test.py', str(config), str(checkpoint), '--work-dir', str(DEMO / 'test'),
+            '--out', str(predictions)])
+    return load(predictions)
 
-    def results():
-        return sorted(
-            path for path in folder.glob('*/*.json')
-            if path.stat().st_mtime > checkpoint.stat().st_mtime)
 
-    if not results() or not predictions.exists():
-        run(title, folder.name, ['tools/test.py', str(config), str(checkpoint), '--work-dir',
-                                 str(folder), '--out', str(predictions)])
-    return json.loads(results()[-1].read_text())
+def logged(config: Path, key: str) -> Dict[int, float]:
+    """Return the values that a config's trainings logged, by iteration."""
+    values = {}
+    for scalars in sorted((WORK / config.stem).glob('*/vis_data/scalars.json')):
+        for record in map(json.loads, scalars.read_text().splitlines()):
+            if key in record:
+                # A resumed run repeats steps: the later record counts.
+                values[record['step']] = record[key]
+    return dict(sorted(values.items()))
 
 
 def draw_curves(path: Path) -> None:
@@ -110,18 +116,10 @@ def draw_curves(path: Path) -> None:
     ]
     figure, axes = plt.subplots(1, 3, figsize=(15, 4), constrained_layout=True)
     for axis, (config, title, keys) in zip(axes, panels):
-        records = {}
-        for scalars in sorted((WORK / config.stem).glob('*/vis_data/scalars.json')):
-            for line in scalars.read_text().splitlines():
-                record = json.loads(line)
-                for key in keys:
-                    if key in record:
-                        # A resumed run repeats steps: the later record counts.
-                        records.setdefault(key, {})[record['step']] = record[key]
-        for key, values in records.items():
-            steps = sorted(values)
+        for key in keys:
+            values = logged(config, key)
             marker = 'o' if '/' in key else None
-            axis.plot(steps, [values[s] for s in steps], marker=marker, label=key)
+            axis.plot(list(values), list(values.values()), marker=marker, label=key)
         axis.set(title=title, xlabel='iteration')
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
@@ -171,7 +169,6 @@ def draw_digits(image: np.ndarray, digits: Iterable[tuple]) -> np.ndarray:
 
 
 def main() -> None:
-    from mmengine.fileio import load
     os.chdir(ROOT)
     sys.stdout.reconfigure(line_buffering=True)
     DEMO.mkdir(parents=True, exist_ok=True)
@@ -180,20 +177,24 @@ def main() -> None:
             ['tools/dataset_converters/digits_to_coco.py', str(DATA)])
     classifier = train('2. The backbone learns digits as a classifier', CLASSIFIER)
     detector = train('3. Mask R-CNN starts from it', DETECTOR)
-    top1 = test('4. Classifier on digits held out', CLASSIFIER, classifier)
-    ap = test('5. Mask R-CNN on 200 images of digits held out', DETECTOR, detector)
+    predictions = test('4. Mask R-CNN on 200 images of digits held out', DETECTOR, detector)
     curves, pictures = DEMO / 'curves.png', DEMO / 'pictures'
     draw_curves(curves)
-    draw_pictures(pictures, load(DEMO / f'{DETECTOR.stem}.pkl')[:NUM_PICTURES])
+    draw_pictures(pictures, predictions[:NUM_PICTURES])
+
+    def last(config, key):
+        return list(logged(config, key).values())[-1]
+
+    top1 = last(CLASSIFIER, 'accuracy/top1')
 
     def spent(step):
         return '{:6.1f} min  {:5.2f} GiB'.format(*used[step]) if step in used else 'done before'
 
     print(f'''
 On digits that no training image shows              time    peak memory
-  classification top-1  {top1['accuracy/top1']:6.1f} %        {spent(CLASSIFIER.stem)}
-  box AP                {ap['coco/bbox_mAP']:6.3f}          {spent(DETECTOR.stem)}
-  mask AP               {ap['coco/segm_mAP']:6.3f}
+  classification top-1  {top1:6.1f} %        {spent(CLASSIFIER.stem)}
+  box AP                {last(DETECTOR, 'coco/bbox_mAP'):6.3f}          {spent(DETECTOR.stem)}
+  mask AP               {last(DETECTOR, 'coco/segm_mAP'):6.3f}
   everything                            {(time.monotonic() - started) / 60:6.1f} min
 
 checkpoints  {classifier}

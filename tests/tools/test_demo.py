@@ -70,19 +70,14 @@ def test_a_training_is_resumed_until_it_is_done(demo, capsys):
     assert log.count('[ 25/100]') == 2 and '[ 1/25]' in log
 
 
-def test_curves_take_the_later_record_of_a_resumed_run(demo, monkeypatch):
+def test_curves_take_the_later_record_of_a_resumed_run(demo):
     for run, records in (('1', [(1, 5.), (2, 4.), (3, 9.)]), ('2', [(3, 3.), (4, 2.)])):
         folder = demo.WORK / 'rest_lite_digits' / run / 'vis_data'
         folder.mkdir(parents=True)
         (folder / 'scalars.json').write_text(
             '\n'.join(json.dumps(dict(step=s, loss=v)) for s, v in records))
-    import matplotlib.axes
-    lines = []
-    axes = matplotlib.axes.Axes
-    monkeypatch.setattr(axes, 'plot', lambda self, x, y, **kwargs: lines.append((x, y)))
-    monkeypatch.setattr(axes, 'legend', lambda self: None)
+    assert demo.logged(demo.CLASSIFIER, 'loss') == {1: 5., 2: 4., 3: 3., 4: 2.}
     demo.draw_curves(Path('curves.png'))
-    assert lines == [([1, 2, 3, 4], [5., 4., 3., 2.])]
     assert Path('curves.png').stat().st_size > 1000
 
 
