@@ -15,8 +15,10 @@ from typing import Dict, Iterable, List, Tuple
 
 import cv2
 import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.fileio import load
+from mmengine.utils import digit_version
 from pycocotools import mask as mask_utils
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +81,10 @@ def train(title: str, config: Path) -> Path:
     if last.exists():
         print(f'\n{title}\n  done before: {last}')
     else:
-        run(title, config.stem, ['tools/train.py', str(config), '--resume'])
+        command = ['tools/train.py', str(config), '--resume']
+        if digit_version(torch.__version__) >= digit_version('2.4'):  # before, on GPUs alone
+            command += ['--cfg-options', 'optim_wrapper.optimizer.fused=True']
+        run(title, config.stem, command)
     return last
 
 

@@ -124,7 +124,7 @@ def project(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     for config in ('classification/rest_lite_digits', 'mask_rcnn/rest_lite_fpn_digits'):
         cfg = read_config(str(ROOT / f'configs/{config}.py'))
-        path = folder / f'work_dirs/{Path(config).name}/iter_1100.pth'
+        path = folder / f'work_dirs/{Path(config).name}/iter_{cfg.max_iters}.pth'
         (path.parent / 'date/vis_data').mkdir(parents=True)
         (path.parent / 'date/vis_data/scalars.json').write_text(
             '{"loss": 2.0, "epoch": 1, "iter": 1, "step": 1}\n'

@@ -6,12 +6,12 @@ _base_ = [
 ]
 
 max_iters = 900
-load_from = 'work_dirs/rest_lite_fpn_digits/iter_1100.pth'
+load_from = 'work_dirs/rest_lite_fpn_digits/iter_750.pth'
 
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(arch='lite', drop_path_rate=0.),
-    neck=dict(out_channels=64),
+    neck=dict(out_channels=64, norm_cfg=dict(type='BN')),
     # Six pixels in seven are background. With equal weights the head separates ink from it,
     # but for hundreds of iterations no digit from another.
     decode_head=dict(
