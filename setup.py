@@ -83,6 +83,7 @@ setup(
         'openmmlab': [
             'mmengine',
             'mmcv-lite==2.1.0',
+            'numpy<2',
             'mmdet==3.3.0',
             'mmpretrain',
             'mmsegmentation',

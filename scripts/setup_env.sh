@@ -98,8 +98,7 @@ set_up() {
     die "PYTHON=$PYTHON must be a Python $range for STACK=$STACK."
 
   say 'Installing packages: one to four minutes on a fast network, and 8 GB of disk'
-  # uv would take a folder's wheel from its cache.
-  packages=(-r "$pins" --refresh-package mmcv-torchvision-ops ./mmcv_ops)
+  packages=(-r "$pins" ./mmcv_ops)
   if [[ $MMCV == compiled ]]; then
     grep -v 'mmcv.*==' "$pins" >"$state/pins.txt"
     packages=(-r "$state/pins.txt")
