@@ -183,6 +183,22 @@ def _deform_inputs(input, weight, offset, mask=None, bias=None):
     return [_wide(x) for x in (input, weight, offset, mask, bias)]
 
 
+def _clear_edge(grad_offset, offset, kernel, stride, padding, dilation):
+    """mmcv gives 0 where a sample lies at -1 exactly, torchvision the slope to the inside.
+
+    With padding, offsets of 0 put samples there: all untrained layers have some.
+    """
+    # (B, groups, kh, kw, 2, H, W)
+    grads, offsets = (x.unflatten(1, (-1, *kernel, 2)) for x in (grad_offset, offset))
+    for axis in range(2):
+        taps = torch.arange(kernel[axis], device=offset.device) * dilation[axis]
+        steps = torch.arange(offset.shape[2 + axis], device=offset.device) * stride[axis]
+        places = taps[:, None] + steps - padding[axis]  # (k, H) or (k, W)
+        places = places[:, None, :, None] if axis == 0 else places[:, None]
+        at_edge = offsets[:, :, :, :, axis] + places == -1
+        grads[:, :, :, :, axis].masked_fill_(at_edge, 0)
+
+
 def deform_conv_forward(input, weight, offset, output, columns, ones, kW, kH, dW, dH, padW,
                         padH, dilationW, dilationH, group, deformable_group, im2col_step):
     output.copy_(_tv.deform_conv2d(
@@ -198,6 +214,7 @@ def deform_conv_backward_input(input, offset, gradOutput, gradInput, gradOffset,
         dilationH, dilationW, group, deformable_group, False)
     gradInput.copy_(grad_input)
     gradOffset.copy_(grad_offset)
+    _clear_edge(gradOffset, offset, (kH, kW), (dH, dW), (padH, padW), (dilationH, dilationW))
     # mmcv passes the same columns, which it does not read, to the next function: torchvision
     # computes all gradients at once, and this saves it from doing so twice.
     columns.resize_(grad_weight.shape).copy_(grad_weight)
@@ -237,6 +254,8 @@ def modulated_deform_conv_backward(input, weight, bias, ones, offset, mask, colu
         targets.append(grad_bias)
     for target, grad in zip(targets, grads):
         target.copy_(grad)
+    _clear_edge(grad_offset, offset, (kernel_h, kernel_w), (stride_h, stride_w),
+                (pad_h, pad_w), (dilation_h, dilation_w))
 
 
 # Focal losses

@@ -401,10 +401,29 @@ def test_deform_conv(case):
         assert_agree(got, want, 1e-9)
 
 
+@pytest.mark.parametrize('with_mask', [False, True])
+def test_samples_that_lie_at_the_edge_have_no_slope(with_mask):
+    """At -1 exactly, where offsets of 0 put the samples of the padding."""
+    x, weight = torch.ones(1, 1, 4, 5), torch.ones(1, 1, 3, 3)
+    offset = torch.zeros(1, 18, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
+    if with_mask:
+        out = mmcv.ops.modulated_deform_conv2d(
+            x, offset, torch.ones(1, 9, 4, 5), weight, None, 1, 1)
+    else:
+        out = mmcv.ops.deform_conv2d(x, offset, weight, 1, 1)
+    out.sum().backward()
+    dy, dx = offset.grad.view(3, 3, 2, 4, 5).unbind(2)
+    assert (dy[0, :, 0] == 0).all() and (dx[:, 0, :, 0] == 0).all()
+    # Those at the last pixel lose what lies between it and the edge.
+    assert (dy[1, 1, 3] == -1).all() and (dx[1, 1, :, 4] == -1).all()
+
+
+@pytest.mark.parametrize('spread', [1, 0])
 @pytest.mark.parametrize('dtype, tolerance', TOLERANCES)
 @pytest.mark.parametrize('case', CONVOLUTIONS)
-def test_deform_conv_is_mmcvs(compiled, ours, case, dtype, tolerance):
+def test_deform_conv_is_mmcvs(compiled, ours, case, dtype, tolerance, spread):
     x, offset, mask, weight, bias = convolution(*case, dtype)
+    offset = spread * offset
     geometry = case[1:]
     results = []
     for module in (ours, compiled):
