@@ -15,8 +15,10 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 : "${STACK:=onedl}" "${PYTHON:=}" "${MMCV:=torchvision}"
 state=.setup
 log=$state/setup.log
+ticker=
 
-say() { printf '%s\n' "$*" >&3; }
+# Over the line that shows progress, if there is one.
+say() { printf "${ticker:+\r\033[K}%s\n" "$*" >&3; }
 
 die() {
   printf '%s\n' "$*" >&2
@@ -63,7 +65,7 @@ find_uv() {
     sed -n "s/^[^=]*\.index-url='\(.*\)'$/\1/p" | head -n 1)}
 }
 
-install() { "$uv" pip install --python "$python" --no-deps --compile-bytecode "$@"; }
+install() { "$uv" pip install --python "$python" --no-deps "$@"; }
 
 # The wheel is kept: the next environment does not compile it again.
 install_compiled_mmcv() {
@@ -84,6 +86,8 @@ install_compiled_mmcv() {
 set_up() {
   # Nothing of the caller's own packages may stand in for ours.
   unset PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
+  # Python compiles a package when it is first imported, but not so.
+  [[ -z ${PYTHONDONTWRITEBYTECODE:-} ]] || export UV_COMPILE_BYTECODE=1
   local inputs packages
   # As they are now: a change during the set-up calls for another one.
   inputs=$(fingerprint)
@@ -152,7 +156,6 @@ fi
 # The one that we waited for may have done it.
 ! is_done || exit 0
 : >"$log"
-ticker=
 trap finish EXIT
 trap 'exit 130' INT TERM HUP
 if [[ -t 1 ]]; then
