@@ -69,7 +69,8 @@ def test_importing_mmrest_registers_the_model_and_nothing_more(tmp_path):
         finders = list(sys.meta_path)
         import mmrest
         from mmengine.registry import HOOKS, MODELS, TRANSFORMS
-        assert sys.meta_path == finders
+        added = {type(f).__module__ for f in sys.meta_path if f not in finders}
+        assert added <= {'setuptools.extern'}, added  # which Triton 2.1 imports
         assert MODELS.get('ResT') is mmrest.ResT
         print([m for m in sys.modules if m.split('.')[0] in ('mmpretrain', 'mmdet', 'mmseg')],
               'SkipUnreadable' in TRANSFORMS.module_dict, 'ReseedHook' in HOOKS.module_dict)
