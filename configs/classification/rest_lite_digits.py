@@ -27,7 +27,7 @@ param_scheduler = dict(
     type='OneCycleLR', eta_max=lr, pct_start=0.4, total_steps=max_iters, by_epoch=False)
 
 default_hooks = dict(
-    logger=dict(interval=50, log_metric_by_epoch=False),
+    logger=dict(interval=25, log_metric_by_epoch=False),
     checkpoint=dict(interval=100, by_epoch=False, max_keep_ckpts=2))
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)
