@@ -6,8 +6,8 @@ _base_ = [
 ]
 
 # Boxes and masks are regressed without regard to class, so that the ten digits share the little
-# training there is. BatchNorm lets neck and mask head learn faster. One sample a bin and few proposals
-# are enough for images this small.
+# training there is. BatchNorm lets neck and mask head learn faster. One sample a bin and few
+# proposals are enough for images this small.
 model = dict(
     backbone=dict(
         arch='lite',
