@@ -86,8 +86,9 @@ install_compiled_mmcv() {
 set_up() {
   # Nothing of the caller's own packages may stand in for ours.
   unset PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
-  # Python compiles a package when it is first imported, but not so.
-  [[ -z ${PYTHONDONTWRITEBYTECODE:-} ]] || export UV_COMPILE_BYTECODE=1
+  # Python would compile at every import. No time limit, which a busy machine would exceed.
+  [[ -z ${PYTHONDONTWRITEBYTECODE:-} ]] ||
+    export UV_COMPILE_BYTECODE=1 UV_COMPILE_BYTECODE_TIMEOUT=0
   local inputs packages
   # As they are now: a change during the set-up calls for another one.
   inputs=$(fingerprint)
