@@ -6,7 +6,7 @@ _base_ = [
 ]
 
 max_iters = 900
-load_from = 'work_dirs/rest_lite_fpn_digits/iter_800.pth'
+load_from = 'work_dirs/rest_lite_fpn_digits/iter_900.pth'
 
 model = dict(
     data_preprocessor=dict(size=(128, 128)),

@@ -71,7 +71,7 @@ def test_the_demo_trains_a_classifier_then_a_detector_from_it(monkeypatch, tmp_p
         records += [{'accuracy/top1': 12.5, 'time': 1.}, {'accuracy/top1': 87.5, 'time': 1.}]
         records += [{'coco/bbox_mAP': 0.5, 'coco/segm_mAP': 0.25, 'time': 1.}]
         (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
-        (cwd / 'out/last_checkpoint').write_text('/runs/iter_500.pth')
+        (cwd / 'out/last_checkpoint').write_text('/runs/iter_700.pth')
         return 60. * len(calls), 1000 * len(calls)
 
     monkeypatch.setattr(measure, 'run_tool', tool)
@@ -81,7 +81,7 @@ def test_the_demo_trains_a_classifier_then_a_detector_from_it(monkeypatch, tmp_p
     assert [call[:2] for call in calls] == [
         ('train.py', 'resnet18_digits'), ('train.py', 'resnet18_fpn_digits')]
     assert all('randomness.seed=3' in args for *_, args in calls)
-    assert 'model.backbone.init_cfg.checkpoint=/runs/iter_500.pth' in calls[1][2]
+    assert 'model.backbone.init_cfg.checkpoint=/runs/iter_700.pth' in calls[1][2]
     assert found == dict(box_ap=[0.5], mask_ap=[0.25], top1=[87.5], classifier_seconds=[60.],
                          detector_seconds=[120.], seconds=[3.], process_bytes=[2000])
 

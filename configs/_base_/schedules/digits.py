@@ -1,5 +1,5 @@
 # Minutes of AdamW on digits, for a backbone that was trained before.
-max_iters = 800
+max_iters = 900
 lr = 1e-3  # of neck and heads; the backbone's is half of it
 
 # A custom key ends MMEngine's rules for a parameter, so that norm_decay_mult does not reach
