@@ -9,6 +9,7 @@ The stages, blocks and outputs are those of :mod:`mmrest.models.rest`. Four thin
 
 Modules and parameters carry the names of the published code, so that its weights fit.
 """
+import re
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 from mmengine.registry import MODELS
@@ -67,6 +68,17 @@ class ResTV2(ResT):
     def stage_names(i: int) -> Tuple[str, str, str]:
         """Published names of the embedding, the blocks and the output norm of stage i."""
         return 'stem' if i == 0 else f'patch_{i + 1}', f'stage{i + 1}', f'norm_{i + 1}'
+
+    def own_name(self, published: str) -> str:
+        """The name here of a parameter in a published file.
+
+        Detection files have ``norm_1.0`` for ``norm_1``. The ``norm`` of ImageNet files is a
+        classifier's. It is ``norm_4`` here if the last stage alone is returned, as a
+        classifier needs it. Otherwise ``norm_4`` is another norm, and ``norm`` is not used.
+        """
+        if published.startswith('norm.') and len(self.out_indices) > 1:
+            return published
+        return super().own_name(re.sub(r'^(norm_\d)\.0\.', r'\1.', published))
 
     def _embed(self, i: int, in_channels: int, embed_dims: int) -> nn.Module:
         return (PatchEmbedV2 if i else StemV2)(in_channels, embed_dims, self.norm_eps)
