@@ -1,5 +1,5 @@
-# 300 epochs on ImageNet-1k, as the authors' TRAINING.md has it. They train with mixed precision:
-# add --amp.
+# 300 epochs on ImageNet-1k, as the authors' TRAINING.md has it. They train with mixed
+# precision: add --amp.
 _base_ = './rest_small_8xb256_in1k.py'
 
 lr = 1.2e-3  # 1.5e-4 for each 256 of 8 x 256 images

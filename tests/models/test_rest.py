@@ -211,7 +211,8 @@ def test_only_what_is_used_is_built_and_all_of_it_has_gradients(kind, out_indice
     indices = range(4) if out_indices is None else out_indices
     assert [x.shape[1] for x in features] == [arch['embed_dims'][i] for i in indices]
     names = {name.split('.')[0] for name, _ in model.named_parameters()}
-    assert {n for n in names if n.startswith('norm')} == {kind.stage_names(i)[2] for i in indices}
+    norms = {kind.stage_names(i)[2] for i in indices}
+    assert {name for name in names if name.startswith('norm')} == norms
     assert f'stage{max(indices) + 1}' in names
     assert f'stage{max(indices) + 2}' not in names
     golden.loss(features).backward()

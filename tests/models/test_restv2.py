@@ -23,7 +23,8 @@ def golden_model(dtype):
     return model
 
 
-@pytest.mark.parametrize('name', ['restv2_tiny_1x3x160x224_32', 'restv2_tiny_1x3x97x131_42_odd'])
+@pytest.mark.parametrize(
+    'name', ['restv2_tiny_1x3x160x224_32', 'restv2_tiny_1x3x97x131_42_odd'])
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 def test_agrees_with_the_published_model(name, dtype, tolerance):
     gold = np.load(golden.DATA / f'{name}.npz')
