@@ -1,6 +1,7 @@
 """The stem and the patch embeddings (section 3.3 and figure 4 of the paper)."""
-import torch
 from torch import Tensor, nn
+
+from .layout import channels_last
 
 
 class Stem(nn.Module):
@@ -26,7 +27,7 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.norm1(self.conv1(x)))
         x = self.act(self.norm2(self.conv2(x)))
-        return self.pos(self.conv3(x).contiguous(memory_format=torch.channels_last))
+        return self.pos(channels_last(self.conv3(x)))
 
 
 class PatchEmbed(nn.Module):
