@@ -104,7 +104,8 @@ def test_logits_are_the_published_classifiers(family, arch, file, tmp_path):
 
 
 @pytest.mark.parametrize('name, lr, depths', [
-    ('rest_lite', 5e-4, {'stem.conv1.weight': 0, 'stage3.1.mlp.fc1.bias': 6, 'norm4.weight': 8}),
+    ('rest_lite', 5e-4, {'stem.conv1.weight': 0, 'stage3.1.mlp.fc1.bias': 6,
+                         'norm4.weight': 8}),
     ('restv2_tiny', 1.2e-3, {'stem.proj.0.weight': 0, 'stage3.1.mlp.fc1.bias': 5,
                              'norm_4.weight': 11})])
 def test_learning_rates_decay_with_depth(name, lr, depths):

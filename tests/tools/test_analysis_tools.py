@@ -41,8 +41,8 @@ def files(tmp_path_factory):
     for name, shape in (('image', (96, 128, 3)), ('square', (48, 48, 3))):
         cv2.imwrite(str(folder / f'{name}.png'), rng.integers(0, 255, shape, np.uint8))
     torch.manual_seed(0)
-    for name, config in (('classifier', CLASSIFIER), ('classifier_v2', CLASSIFIER_V2),
-                         ('detector', DETECTOR)):
+    for name, config in (('detector', DETECTOR), ('classifier', CLASSIFIER),
+                         ('classifier_v2', CLASSIFIER_V2)):
         torch.save(build(config).state_dict(), folder / f'{name}.pth')
     return folder
 
@@ -149,7 +149,8 @@ def test_attention_of_a_point_outside_is_refused(tool):
 
 
 @pytest.mark.parametrize('config, weights, layer', [
-    (CLASSIFIER, 'classifier', 'backbone.stage3.1'), (CLASSIFIER, 'classifier', 'backbone.norm4'),
+    (CLASSIFIER, 'classifier', 'backbone.stage3.1'),
+    (CLASSIFIER, 'classifier', 'backbone.norm4'),
     (CLASSIFIER_V2, 'classifier_v2', 'backbone.norm_4')])
 def test_grad_cam_by_mmpretrains_own_script(config, weights, layer, files, tmp_path,
                                             monkeypatch):
