@@ -24,8 +24,15 @@ from torch.utils.checkpoint import checkpoint
 
 from .ablations import Variant
 from .checkpoint import safe_init_cfg
-from .layers import (EMSA, FFN, DropPath, PatchEmbed, channels_last, image_to_tokens,
-                     tokens_to_image)
+from .layers import (
+    EMSA,
+    FFN,
+    DropPath,
+    PatchEmbed,
+    channels_last,
+    image_to_tokens,
+    tokens_to_image,
+)
 
 # What the four models of table 1 share.
 COMMON = dict(num_heads=(1, 2, 4, 8), sr_ratios=(8, 4, 2, 1), mlp_ratios=(4, 4, 4, 4))
