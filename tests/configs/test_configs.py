@@ -103,6 +103,9 @@ def check_ade20k(cfg, arch):
     assert 'PhotoMetricDistortion' in kinds(cfg.train_dataloader)
     assert dataset.pipeline[1].reduce_zero_label
     assert dataset.pipeline[3].crop_size == cfg.model.data_preprocessor.size == (512, 512)
+    sizes, flips, *_ = cfg.tta_pipeline[1].transforms
+    assert [step.scale[1] / 512 for step in sizes] == [0.5, 0.75, 1., 1.25, 1.5, 1.75]
+    assert [step.prob for step in flips] == [0., 1.]
 
 
 @pytest.mark.parametrize('arch', CHANNELS)
