@@ -1,4 +1,4 @@
-"""ResT (Zhang and Yang, NeurIPS 2021) for the OpenMMLab stack."""
+"""ResT and ResTv2 (Zhang and Yang, NeurIPS 2021 and 2022) for the OpenMMLab stack."""
 try:
     from mmengine.config.utils import MODULE2PACKAGE
 except ImportError as error:
@@ -7,9 +7,9 @@ except ImportError as error:
         'onedl-mmengine` (or `pip install mmengine` in an OpenMMLab environment)'
     ) from error
 
-from .models import EMSA, ResT
+from .models import EMSA, EMSAv2, ResT, ResTV2
 from .version import __version__
 
 MODULE2PACKAGE['mmrest'] = 'mmrest'  # MMEngine finds configs named 'mmrest::...'
 
-__all__ = ['EMSA', 'ResT', '__version__']
+__all__ = ['EMSA', 'EMSAv2', 'ResT', 'ResTV2', '__version__']

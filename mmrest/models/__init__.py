@@ -1,4 +1,5 @@
-from .layers import EMSA
+from .layers import EMSA, EMSAv2
 from .rest import ResT
+from .restv2 import ResTV2
 
-__all__ = ['EMSA', 'ResT']
+__all__ = ['EMSA', 'EMSAv2', 'ResT', 'ResTV2']

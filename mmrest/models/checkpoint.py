@@ -5,26 +5,29 @@ from typing import Any, Dict, Iterable, List, Optional, Union
 
 from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
-from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from ..safe_reading import named_tensors, read_file, read_state_dict
 
+DETECTION_LARGE = (
+    "the 'large' of ResTv2's published detection code, another network than "
+    "ResTV2(arch='large'): its depths are 2 3 16 3 and its heads 1 2 4 8")
 InitCfg = Optional[Union[dict, List[dict]]]
 
 
 def load_pretrained(model: nn.Module,
                     checkpoint: Union[str, Path],
                     prefix: Optional[str] = None) -> None:
-    """Load weights into a :class:`~mmrest.ResT`. No code from the file is run.
+    """Load weights into a :class:`~mmrest.ResT` or ResTV2. No code from the file is run.
 
-    The names are the published ones; its ``norm`` is the output norm of the last stage
-    (``norm4``). A classification head and stages that the model does not have are not used,
-    and output norms that the file lacks keep their values. One log line names what was
-    loaded, missing and not used, and the SHA-256 of the file.
+    The names are the published ones, see ``own_name`` of the model. A classification head,
+    a norm and stages that the model does not have are not used, and output norms that the
+    file lacks keep their values. One log line names what was loaded, missing and not used,
+    and the SHA-256 of the file.
 
     Args:
-        model (ResT): The model. It is unchanged if an error is raised.
+        model (ResT): The model, a ResTV2 too. It is unchanged if an error is raised.
         checkpoint (str | Path): See :func:`~mmrest.safe_reading.read_state_dict`.
         prefix (str, optional): Load only the names that start with it, without it:
             'backbone.' for a detector's checkpoint.
@@ -36,7 +39,7 @@ def load_pretrained(model: nn.Module,
     """
     content, digest = read_file(checkpoint)
     state = named_tensors(content, checkpoint)
-    this = f'ResT(arch={model.arch!r})'
+    this = f'{type(model).__name__}(arch={model.arch!r})'
     if prefix:
         names, state = list(state), {
             k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)
@@ -46,11 +49,10 @@ def load_pretrained(model: nn.Module,
                 f'checkpoint={str(checkpoint)!r} has no parameter whose name starts with '
                 f'{prefix=} for {this}; it has {_few(names)}')
     parts = [model.stage_names(i) for i in range(model.num_stages)]
-    norms = tuple(f'{norm}.' for _, _, norm in parts)
-    state = {
-        norms[-1] + k[len('norm.'):] if k.startswith('norm.') else k: v
-        for k, v in state.items()
-    }
+    norms = ('norm.', *(f'{norm}.' for _, _, norm in parts))
+    renamed = {model.own_name(name): value for name, value in state.items()}
+    renamed.update((name, state[name]) for name in renamed if name in state)
+    state = renamed
 
     own = model.state_dict()
     missing = [
@@ -73,7 +75,7 @@ def load_pretrained(model: nn.Module,
         if not prefix and any(k.startswith('backbone.') for k in state):
             hint = "; its names start with 'backbone.': set prefix='backbone.'"
         raise ValueError(f'checkpoint={str(checkpoint)!r}, which looks like '
-                         f'{_guess(state, model.arch_zoo)}, does not fit {this}: '
+                         f'{_guess(state)}, does not fit {this}: '
                          f'{"; ".join(problems)}{hint}')
 
     loaded = OrderedDict((name, state[name]) for name in own if name in state)
@@ -166,14 +168,20 @@ def _few(names: Iterable[str]) -> str:
     return ', '.join(names[:3]) + more
 
 
-def _guess(state: Dict[str, Tensor], archs: Dict[str, dict]) -> str:
-    """The published model with the widths and depths of a state dict."""
-    stem = state.get('stem.conv3.weight')
+def _guess(state: Dict[str, Tensor]) -> str:
+    """The published model with the names, widths and depths of a state dict."""
+    norm = state.get('stage1.0.norm1.weight')
+    width = 0 if norm is None else len(norm)
     depths = tuple(
         len({k.split('.')[1] for k in state if k.startswith(f'stage{i}.')})
         for i in range(1, 5))
-    for name, arch in archs.items():
-        if stem is not None and (stem.shape[0], depths) == (arch['embed_dims'][0],
-                                                            arch['depths']):
-            return f'ResT(arch={name!r})'
+    for kind in ('ResT', 'ResTV2'):
+        model = MODELS.get(kind)
+        embed = f'{model.stage_names(1)[0]}.'
+        for name, arch in model.arch_zoo.items():
+            if ((width, depths) == (arch['embed_dims'][0], arch['depths'])
+                    and any(k.startswith(embed) for k in state)):
+                return f'{kind}(arch={name!r})'
+    if (width, depths) == (128, (2, 3, 16, 3)):
+        return DETECTION_LARGE
     return 'none of the published models'

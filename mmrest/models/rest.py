@@ -14,6 +14,7 @@
 
 Modules and parameters carry the names of the published code, so that its weights fit.
 """
+import re
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -162,6 +163,11 @@ class ResT(BaseModule):
     def stage_names(i: int) -> Tuple[str, str, str]:
         """Published names of the embedding, the blocks and the output norm of stage i."""
         return 'stem' if i == 0 else f'patch_embed_{i + 1}', f'stage{i + 1}', f'norm{i + 1}'
+
+    def own_name(self, published: str) -> str:
+        """The name here of a parameter in a published file: ``norm`` is the last norm."""
+        last_norm = self.stage_names(self.num_stages - 1)[2]
+        return re.sub(r'^norm\.', f'{last_norm}.', published)
 
     def _make_stage(self, i: int, settings: dict, rates: Iterator[float]) -> None:
         """Add a stage: embedding, blocks and, if it is returned, output norm."""

@@ -1,6 +1,9 @@
-"""The stem and the patch embeddings (section 3.3 and figure 4 of the paper)."""
+"""The stem and the patch embeddings of ResT (section 3.3, figure 4 of its paper) and ResTv2."""
 import torch
 from torch import Tensor, nn
+
+from .layout import image_to_tokens, tokens_to_image
+from .position import PixelAttention
 
 
 class Stem(nn.Module):
@@ -40,3 +43,35 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pos(self.norm(self.conv(x)))
+
+
+class PatchEmbedV2(nn.Module):
+    """A 3x3 convolution with stride 2, then PA and LayerNorm."""
+
+    def __init__(self, in_channels: int, embed_dims: int, eps: float):
+        super().__init__()
+        self.proj = self._convolutions(in_channels, embed_dims)
+        self.pos = PixelAttention(embed_dims)
+        self.norm = nn.LayerNorm(embed_dims, eps)
+
+    def _convolutions(self, in_channels: int, embed_dims: int) -> nn.Module:
+        return nn.Conv2d(in_channels, embed_dims, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pos(self.proj(x).contiguous(memory_format=torch.channels_last))
+        return tokens_to_image(self.norm(image_to_tokens(x)), x.shape[-2:])
+
+
+class StemV2(PatchEmbedV2):
+    """Two 3x3 convolutions, strides 2 and 2, and a 1x1 convolution, then PA and LayerNorm."""
+
+    def _convolutions(self, in_channels: int, embed_dims: int) -> nn.Module:
+        hidden = embed_dims // 2
+        return nn.Sequential(
+            nn.Conv2d(in_channels, hidden, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, embed_dims, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(embed_dims),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(embed_dims, embed_dims, 1))
