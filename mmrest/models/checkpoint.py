@@ -42,10 +42,20 @@ def load_pretrained(model: nn.Module,
             :func:`~mmrest.safe_reading.read_state_dict`.
         ValueError: The weights do not fit the model.
     """
-    if in_channels not in (None, 'adapt'):
-        raise ValueError(f"{in_channels=} must be 'adapt' or None")
     content, digest = read_file(checkpoint)
     state = named_tensors(content, checkpoint)
+    return load_weights(model, state, checkpoint, prefix, in_channels, f' (SHA-256 {digest})')
+
+
+def load_weights(model: nn.Module,
+                 state: Dict[str, Tensor],
+                 checkpoint: Union[str, Path],
+                 prefix: Optional[str] = None,
+                 in_channels: Optional[str] = None,
+                 digest: str = '') -> Dict[str, Tensor]:
+    """:func:`load_pretrained` of tensors that were read from ``checkpoint``."""
+    if in_channels not in (None, 'adapt'):
+        raise ValueError(f"{in_channels=} must be 'adapt' or None")
     this = f'{type(model).__name__}(arch={model.arch!r})'
     if prefix:
         names, state = list(state), {
@@ -94,7 +104,7 @@ def load_pretrained(model: nn.Module,
     count = sum(n for name, n in parameters.items() if name in loaded)
     print_log(
         f'{this}: loaded {count:,} of {sum(parameters.values()):,} parameters from '
-        f'{checkpoint} (SHA-256 {digest}); missing (left at their initial value): '
+        f'{checkpoint}{digest}; missing (left at their initial value): '
         f'{", ".join(missing) or "none"}; not used: {", ".join(unused) or "none"}',
         logger='current')
     return loaded
