@@ -91,7 +91,7 @@ def check_weight_decay(cfg, model):
 
 def run_and_back(model, shape):
     """One pass forward and back, of packages whose batches are too special to make here."""
-    out = model.train()(torch.rand(shape), mode='tensor')
+    out = model.train()(torch.rand(shape), None, mode='tensor')
     sum(value.sum() for value in tensors(out)).backward()
     assert all(p.grad is not None for p in model.backbone.parameters())
 
@@ -121,7 +121,8 @@ def test_training():
     init_default_scope('mmdet')
     assert OPTIM_WRAPPER_CONSTRUCTORS.get(scope['optim_wrapper']['constructor'])
     assert HOOKS.build(dict(hooks['reseed'])).priority == 'VERY_LOW'
-    cfg = Config.fromstring(CONFIGS['training.md 1'], '.py')
+    code, = (code for name, code in CONFIGS.items() if name.startswith('training.md'))
+    cfg = Config.fromstring(code, '.py')
     assert cfg.default_hooks.checkpoint.backend_args == hooks['checkpoint']['backend_args']
     text = (DOCS / 'training.md').read_text()
     step = re.search(r"`(dict\(type='SkipUnreadable'.*?\))`", text)
