@@ -10,7 +10,7 @@ from annotations import fault
 from mmengine.config import Config, DictAction
 
 import mmrest.engine  # noqa: F401  for configs written by mmrest 0.1.0
-from mmrest.apis import read_config
+from mmrest.apis import package_of, read_config
 from mmrest.safe_reading import load_safely
 
 
@@ -59,12 +59,6 @@ def load_config(args: argparse.Namespace, *loaders: str) -> Config:
     return cfg
 
 
-def package_of(cfg: Config) -> str:
-    """Return 'mmdet', 'mmpretrain', 'mmseg' or another package that the config is for."""
-    kind = cfg.model.type  # a class in pure-Python configs, which have no default_scope
-    return cfg.get('default_scope') or getattr(kind, '__module__', kind).partition('.')[0]
-
-
 @contextmanager
 def explain_annotations(cfg: Config, *loaders: str) -> Iterator[None]:
     """After an error inside the block, end with a sentence if a COCO file is at fault."""
@@ -104,10 +98,11 @@ def _datasets(cfg, loaders):
 
 
 def _local_paths(dataset):
-    """The files and folders of a dataset, unless they are on another storage."""
-    storage = dataset.get('backend_args') or dataset.get('file_client_args') or {}
-    if storage.get('backend', 'local') != 'local':
-        return
+    """The files and folders of a dataset, unless it or a loading step names another storage."""
+    for part in [dataset, *dataset.get('pipeline', [])]:
+        storage = part.get('backend_args') or part.get('file_client_args') or {}
+        if storage.get('backend', 'local') != 'local':
+            return
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or ''
     prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]

@@ -1,9 +1,9 @@
 """The backbones that a test of any backbone runs on, small and with telling weights."""
 import torch
 
-from mmrest import ResT
+from mmrest import ResT, ResTV2
 
-MODELS = [ResT]
+MODELS = [ResT, ResTV2]
 ARCH = dict(
     embed_dims=(16, 24, 40, 48), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8),
     sr_ratios=(8, 4, 2, 1))
