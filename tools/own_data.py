@@ -38,8 +38,7 @@ def main() -> None:
     parser.add_argument('--iters', type=int, help='iterations, instead of the rule')
     parser.add_argument('--lr', type=float, help="learning rate, instead of the recipe's")
     parser.add_argument(
-        '--width', type=int, default=256, help="channels of a detector's neck and heads; "
-        'less, such as 64, for a CPU')
+        '--light', action='store_true', help='narrow heads and few proposals, for a CPU')
     args = parser.parse_args()
 
     train, val = (read(args.task, data) for data in (args.train, args.val))
@@ -51,7 +50,7 @@ def main() -> None:
     if errors:
         raise SystemExit(f'{errors} errors in the data: no config is written')
     text = make_config(args.task, train, val, args.model, args.backbone, args.load_from,
-                       args.batch_size, args.iters, args.lr, args.width)
+                       args.batch_size, args.iters, args.lr, args.light)
     print('', training(train, Config.fromstring(text, '.py')), sep='\n')
     if args.out:
         write_whole(args.out, text.encode())

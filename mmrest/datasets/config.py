@@ -68,7 +68,7 @@ class Writer:
 def make_config(task: str, train: Split, val: Split, model: Optional[str] = None,
                 backbone: str = 'rest_small', load_from: Optional[str] = None,
                 batch_size: Optional[int] = None, iters: Optional[int] = None,
-                lr: Optional[float] = None, width: int = 256) -> str:
+                lr: Optional[float] = None, light: bool = False) -> str:
     """Write a config that trains a model on a data set as it is.
 
     Args:
@@ -82,7 +82,7 @@ def make_config(task: str, train: Split, val: Split, model: Optional[str] = None
         batch_size (int, optional): Images of a batch on each GPU.
         iters (int, optional): Iterations of the training, instead of the rule.
         lr (float, optional): Learning rate, instead of the recipe's, scaled to the batch.
-        width (int): Channels of a detector's neck and heads.
+        light (bool): A detector with narrow heads and few proposals, for a CPU.
 
     Returns:
         str: The content of the file.
@@ -98,7 +98,10 @@ def make_config(task: str, train: Split, val: Split, model: Optional[str] = None
     writer = Writer(BASES[task][model])
     _write_data(writer, task, train, val)
     _write_backbone(writer, backbone)
-    _write_model(writer, task, width)
+    for part in ('model', 'data_preprocessor'):
+        _replace(writer.cfg.get(part, {}), 'num_classes', None, '<num_classes>')
+    if light:
+        _write_light(writer, task)
     _write_load_from(writer, load_from)
     batch_size = batch_size or default_batch
     _write_rate(writer, batch_size, lr)
@@ -218,19 +221,22 @@ def _write_backbone(writer, name):
         model.head.in_channels = dims[-1]
 
 
-def _write_model(writer, task, width):
-    for part in (writer.cfg.model, writer.cfg.get('data_preprocessor', {})):
-        _replace(part, 'num_classes', None, '<num_classes>')
-    if width != 256 and task not in ('boxes', 'masks'):
-        raise ValueError(f'{width=} is for detectors: leave it out for {task=}')
-    if task in ('boxes', 'masks'):
-        name = writer.choose('width', width, 'Channels of neck and heads; 256 in the papers.')
-        for part, node in writer.cfg.model.items():
-            for key in ('in', 'out', 'feat', 'conv_out') if part != 'backbone' else ():
-                _replace(node, f'{key}_channels', 256, name)
-        if 'roi_head' in writer.cfg.model:
-            writer.cfg.model.roi_head.bbox_head.fc_out_channels = writer.choose(
-                'fc_width', '4 * width', 'Channels of the fully connected layers.')
+def _write_light(writer, task):
+    """Narrow heads and few proposals."""
+    if task not in ('boxes', 'masks'):
+        raise ValueError(f'light=True is for detectors: leave it out for {task=}')
+    model = writer.cfg.model
+    width = writer.choose('width', 64, 'Light: channels of neck and heads; 256 in the papers.')
+    for part in ('neck', 'rpn_head', 'roi_head', 'bbox_head'):
+        for key in ('in', 'out', 'feat', 'conv_out'):
+            _replace(model.get(part, {}), f'{key}_channels', 256, width)
+    if 'roi_head' in model:
+        model.roi_head.bbox_head.fc_out_channels = writer.choose('fc_width', '4 * width', '')
+        number = writer.choose('proposals', 300, 'For each image; 1000 in the papers.')
+        for options in (model.train_cfg.rpn_proposal, model.test_cfg.rpn):
+            options.update(nms_pre=number, max_per_img=number)
+        model.train_cfg.rcnn.sampler.num = writer.choose(
+            'samples', 128, 'Of the proposals, to learn from; 512 in the papers.')
 
 
 def _replace(node, key, old, new):
