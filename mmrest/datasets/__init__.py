@@ -1,14 +1,14 @@
 """Data sets of one's own: checks, tables of what is in them, and configs for them."""
 from pathlib import Path
 
-from .coco import check_annotations, check_classes, read_coco
+from .coco import check_annotations, read_coco
 from .config import BASES, make_config
 from .folders import read_classes, read_segments
 from .split import Finding, Split, compare
 from .table import contents, training
 
-__all__ = ['BASES', 'Finding', 'Split', 'check_annotations', 'check_classes', 'compare',
-           'contents', 'make_config', 'read', 'training']
+__all__ = ['BASES', 'Finding', 'Split', 'check_annotations', 'compare', 'contents',
+           'make_config', 'read', 'training']
 
 
 def read(task: str, data: Path) -> Split:

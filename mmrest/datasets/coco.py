@@ -55,8 +55,18 @@ def read_coco(data: Path, masks: bool = False) -> Split:
     return split
 
 
-def check_annotations(split: Split, masks: bool) -> Optional[dict]:
-    """Check the JSON of ``split.path`` alone; returns its content, or None if it is no COCO."""
+def check_annotations(split: Split, masks: bool,
+                      classes: Optional[Sequence[str]] = None) -> Optional[dict]:
+    """Check the JSON of ``split.path``, and not the images.
+
+    Args:
+        split (Split): Gets the findings, the classes and the boxes.
+        masks (bool): Whether each object needs a segmentation.
+        classes (Sequence[str], optional): The names that a config takes, one at least.
+
+    Returns:
+        dict, optional: The content of the file; None if it cannot be read as COCO.
+    """
     text = split.path.read_text()
     try:
         content = json.loads(text)
@@ -86,15 +96,11 @@ def check_annotations(split: Split, masks: bool) -> Optional[dict]:
     names = Counter(category['name'] for category in content['categories'])
     split.add('E', (name for name, n in names.items() if n > 1),
               'names of several categories: leave one of each')
+    if classes is not None and not set(names) & set(classes):
+        split.add('E', names, 'the categories have none of the classes that the config names: '
+                  f'{", ".join(map(str, classes[:5]))} ...')
     _check_objects(split, content, masks)
     return content
-
-
-def check_classes(split: Split, classes: Sequence[str]) -> None:
-    """Add a finding if a config names none of the classes in the file."""
-    if split.classes and not set(split.classes) & set(classes):
-        split.add('E', split.classes, 'the categories have none of the classes that the config '
-                  f'names: {", ".join(map(str, classes[:5]))} ...')
 
 
 def _check_objects(split, content, masks):
