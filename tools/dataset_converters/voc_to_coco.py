@@ -18,8 +18,6 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 
-from mmrest.apis import exit_on_user_error
-
 SIDES = 'xmin', 'ymin', 'xmax', 'ymax'
 Box = Tuple[float, float, float, float]
 
@@ -33,7 +31,7 @@ def read_voc(path: Path) -> Tuple[np.ndarray, List[Tuple[str, Box]]]:
         if image is not None:
             break
     else:
-        raise FileNotFoundError(f'{path}: no image {named.name} or {path.stem}.* beside it')
+        raise SystemExit(f'{path}: no image {named.name} or {path.stem}.* beside it')
     return image, [(thing.findtext('name'),
                     tuple(float(thing.findtext(f'bndbox/{side}')) for side in SIDES))
                    for thing in root.iter('object')]
@@ -82,7 +80,6 @@ class Writer:
         print(f'{self.folder}: {len(self.images)} images, {len(self.annotations)} objects')
 
 
-@exit_on_user_error
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,9 +91,9 @@ def main() -> None:
     parser.add_argument('--one-class', help='name of a class that takes the place of all')
     args = parser.parse_args()
     if not 0 <= args.val < 1:
-        raise ValueError(f'--val={args.val} must be at least 0 and less than 1')
+        raise SystemExit(f'--val={args.val} must be at least 0 and less than 1')
     if args.out.exists():
-        raise ValueError(f'--out={args.out} exists: give a new folder or remove it')
+        raise SystemExit(f'--out={args.out} exists: give a new folder or remove it')
 
     photos = {path.stem: read_voc(path) for path in args.xml}
     names = {name for _, objects in photos.values() for name, _ in objects}
