@@ -50,7 +50,7 @@ def test_no_two_configs_share_a_work_dir():
     assert Path('work_dirs/rest_small_fpn_1x_coco') in work_dirs  # Mask R-CNN's, in the README
 
 
-@pytest.mark.parametrize('kind', ['retinanet', 'mask_rcnn'])
+@pytest.mark.parametrize('kind', ['faster_rcnn', 'retinanet', 'mask_rcnn'])
 @pytest.mark.parametrize('arch', CHANNELS)
 def test_detectors_follow_the_paper(kind, arch):
     cfg = read(f'{kind}/rest_{arch}_fpn_1x_coco.py')
