@@ -155,7 +155,8 @@ def find_classes(cfg: Config, checkpoint: Optional[str]) -> list:
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     if (dataset.get('metainfo') or {}).get('classes'):
         return list(dataset.metainfo.classes)
-    kind = DATASETS.get(dataset.get('type', ''))
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        kind = registry.get(dataset.get('type', ''))
     return list((getattr(kind, 'METAINFO', None) or {}).get('classes') or ())
 
 

@@ -58,7 +58,8 @@ class Model:
                 Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST)))
         there = found['labels'] >= 0
         found = {name: output[there] for name, output in found.items()}
-        boxes = found['boxes'] / np.divide(resized.size, image.size).astype(np.float32)[[0, 1, 0, 1]]
+        scale = np.divide(resized.size, image.size).astype(np.float32)
+        boxes = found['boxes'] / np.tile(scale, 2)
         result = dict(
             bboxes=boxes.tolist(), scores=found['scores'].tolist(),
             labels=found['labels'].tolist(), classes=[self.name(i) for i in found['labels']])
