@@ -38,8 +38,8 @@ def onnxruntime(path: str) -> Run:
 def openvino(path: str) -> Run:
     """In float32, as the others."""
     from openvino import Core
-    options = dict(INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=torch.get_num_threads())
-    return Core().compile_model(path, 'CPU', options)
+    return Core().compile_model(path, 'CPU', dict(
+        INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=torch.get_num_threads()))
 
 
 RUNTIMES = {', onnxruntime': onnxruntime, ', OpenVINO': openvino}  # after a backbone's name

@@ -47,7 +47,8 @@ def test_runtimes_are_timed(runtime, tmp_path, monkeypatch):
     from onnx import TensorProto, helper, save
     image = helper.make_tensor_value_info('image', TensorProto.FLOAT, [None, 3, None, None])
     out = helper.make_tensor_value_info('out', TensorProto.FLOAT, [None, 3, None, None])
-    graph = helper.make_graph([helper.make_node('Relu', ['image'], ['out'])], 'g', [image], [out])
+    relu = helper.make_node('Relu', ['image'], ['out'])
+    graph = helper.make_graph([relu], 'g', [image], [out])
     save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid('', 18)]),
          str(tmp_path / 'x.onnx'))
     monkeypatch.setattr(measure, 'export', lambda name: str(tmp_path / 'x.onnx'))
