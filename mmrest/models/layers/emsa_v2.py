@@ -47,8 +47,9 @@ class EMSAv2(EMSA):
         q, k, v = self.project(x, hw)
         out = emsa_attention(q, k, v, normalize=False, backend=self.backend)  # (B, h, N, d)
         out = out.transpose(1, 2).reshape(x.shape)  # (B, N, C)
-        H, W = hw
-        reduced = -(-H // self.sr_ratio), -(-W // self.sr_ratio)
+        (H, W), s = hw, self.sr_ratio
+        # Not -(-H // s): ONNX divides towards zero.
+        reduced = (H + s - 1) // s, (W + s - 1) // s
         values = tokens_to_image(v.transpose(1, 2).flatten(2), reduced)  # (B, C, H/s, W/s)
         # H and W need not be multiples of s. The top left corners of both images agree.
         up = self.up(values)[:, :, :H, :W]
