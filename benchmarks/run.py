@@ -73,7 +73,10 @@ CPU = [
     group('first_step', (*MASK, 'ResT-Small', 'PVT-T'), 1, 224, 224),
     group('loading', DEMO[:1], 8, 128, 128, rounds=1, iterations=40),
 ]
+V2 = ('ResTv2-Tiny, published', 'ResTv2-Tiny')
 LONG = [
+    group('inference', V2, 1, 800, 1344, limit=5.),
+    group('training', V2, 1, 800, 1344, limit=5.),
     group('training', (*SMALL[:2], PORT, *RESNETS), 1, 800, 1344, limit=5.),
     group('training', BASE, 1, 800, 1344, limit=5.),
     group('inference', BASE, 1, 800, 1344, limit=5.),

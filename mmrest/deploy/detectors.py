@@ -11,17 +11,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ..ops.emsa.library import opaque
 from .dense import Preprocess
 
 NOTHING = -1.
 
 
-def _fake_nms(boxes, scores, iou_threshold, score_thr):
-    return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(), 2), dtype=torch.int64)
-
-
-@opaque('nms', _fake_nms)
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, score_thr: float) -> Tensor:
     """Non-maximum suppression as ONNX has it, with batches and a threshold of the scores.
 
@@ -40,6 +34,15 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, score_thr: float) -
         box = there[torchvision.ops.nms(boxes[i, there], scores[i, there], iou_threshold)]
         kept.append(torch.stack([torch.full_like(box, i), box], 1))
     return torch.cat(kept)
+
+
+def _fake_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, score_thr: float) -> Tensor:
+    return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(), 2), dtype=torch.int64)
+
+
+if hasattr(torch.library, 'custom_op'):  # not before torch 2.4, which cannot export
+    nms = torch.library.custom_op('mmrest::nms', nms, mutates_args=())
+    nms.register_fake(_fake_nms)
 
 
 def translations() -> dict:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from ..safe_reading import named_tensors, read_file, read_state_dict
 
+DETECTION_LARGE = (
+    "the 'large' of ResTv2's published detection code, another network than "
+    "ResTV2(arch='large'): its depths are 2 3 16 3 and its heads 1 2 4 8")
 InitCfg = Optional[Union[dict, List[dict]]]
 
 
@@ -180,6 +183,5 @@ def _guess(state: Dict[str, Tensor]) -> str:
                     and any(k.startswith(embed) for k in state)):
                 return f'{kind}(arch={name!r})'
     if (width, depths) == (128, (2, 3, 16, 3)):
-        return ("the 'large' of the published detection code of ResTv2, another network than "
-                "ResTV2(arch='large'): its depths are 2 3 16 3 and its heads 1 2 4 8")
+        return DETECTION_LARGE
     return 'none of the published models'

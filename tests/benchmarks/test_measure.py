@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 
 from benchmarks import measure, run
-from benchmarks.models import DETECTORS, PEERS, PUBLISHED, REST, ROOT, backbone
+from benchmarks.models import DETECTORS, PEERS, PUBLISHED, REST, RESTV2, ROOT, backbone
 
 
 def case(kind, model, **more):
@@ -227,7 +227,7 @@ def test_the_compiled_backbone_is_the_backbone(monkeypatch):
 
 
 def test_the_plan_names_known_models():
-    backbones = {*REST, *PUBLISHED, *PEERS}
+    backbones = {*REST, *RESTV2, *PUBLISHED, *PEERS}
     known = dict(detector=DETECTORS, loading=measure.DIGITS, digits=measure.DIGITS,
                  first_step={*backbones, *DETECTORS})
     for groups in run.PLAN.values():

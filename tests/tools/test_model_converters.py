@@ -7,6 +7,7 @@ roi_heads/, anchor_generator.py, box_regression.py). The backbone is benchmarks/
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch.testing import assert_close
 
 from benchmarks.published import PublishedResT, published_names
-from mmrest import ResT
+from mmrest import ResT, ResTV2
 from mmrest.safe_reading import read_state_dict
 
 from .. import golden
@@ -144,13 +145,14 @@ def lite(family):
     return state
 
 
-def tiny(family, classes=CLASSES):
+def tiny(family, classes=CLASSES, kind=ResT):
     """The same layout with a backbone of few parameters, in float32."""
     arch = dict(embed_dims=(8, 8, 16, 16), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4),
                 sr_ratios=(4, 2, 2, 1))
     torch.manual_seed(0)
-    backbone = ResT(arch, out_indices=(1, 2, 3) if family == 'retinanet' else None)
-    state = {f'backbone.bottom_up.{name}': value
+    backbone = kind(arch, out_indices=(1, 2, 3) if family == 'retinanet' else None)
+    names = {name: re.sub('^(norm_.)', r'\1.0', name) for name in backbone.state_dict()}
+    state = {f'backbone.bottom_up.{names.get(name, name)}': value
              for name, value in published_names(backbone.state_dict()).items()}
     heads = mask_rcnn_heads if family == 'mask_rcnn' else retinanet_heads
     state.update(draw(heads(arch['embed_dims'], classes)))
@@ -167,10 +169,10 @@ def with_buffers(state, family, mean=BGR_MEAN, std=(1., 1., 1.)):
     return state
 
 
-def classifier():
+def classifier(arch='lite', family='rest'):
     """The published ImageNet file. It does not have the norms that detection adds."""
-    return {n: v for n, v in golden.draw_weights('lite').items()
-            if not n.startswith(('norm1.', 'norm2.', 'norm3.'))}
+    return {n: v for n, v in golden.draw_weights(arch, family).items()
+            if not n.startswith(('norm1.', 'norm2.', 'norm3.', 'norm_'))}
 
 
 # The models of the other code bases
@@ -378,19 +380,21 @@ def test_classifier_is_the_published_one(converter):
 # Round trips
 
 
-def test_classifiers_come_back_bit_for_bit(call, tmp_path):
-    state = classifier()
+@pytest.mark.parametrize('arch, family, norm', [
+    ('lite', 'rest', 'norm4'), ('tiny', 'restv2', 'norm_4')])
+def test_classifiers_come_back_bit_for_bit(arch, family, norm, call, tmp_path):
+    state = classifier(arch, family)
     names = [tmp_path / n for n in ('rest_lite.pth', 'mm.pth', 'back.pth')]
     torch.save(dict(model=state, epoch=299), names[0])
     code, said = call(names[0], names[1], '--to', 'mmpretrain')
     assert code == 0, said
-    assert 'config: configs/classification/rest_lite_8xb256_in1k.py' in said
+    assert f'config: configs/classification/{family}_{arch}_8xb256_in1k.py' in said
     assert '10,508,300' in said or f'{len(state)} tensors' in said
     assert '--cfg-options' not in said
     mm = torch.load(names[1], weights_only=True)
     assert set(mm) == {'meta', 'state_dict'}
     assert mm['state_dict']['head.fc.weight'].equal(state['head.weight'])
-    assert mm['state_dict']['backbone.norm4.bias'].equal(state['norm.bias'])
+    assert mm['state_dict'][f'backbone.{norm}.bias'].equal(state['norm.bias'])
     assert call(names[1], names[2], '--to', 'published')[0] == 0
     back = torch.load(names[2], weights_only=True)['model']
     assert back.keys() == state.keys()
@@ -425,6 +429,43 @@ def test_detectors_come_back(family, suffix, call, tmp_path):
             assert_close(second[name], value, rtol=tolerance, atol=0)
     assert not files[0]['backbone.stem.conv1.weight'].equal(
         state['backbone.bottom_up.stem.conv1.weight'])
+
+
+def test_detectors_of_restv2_come_back_bit_for_bit(call, tmp_path):
+    """Its published input is that of our configs, and its norms are beside the trunk."""
+    state = tiny('mask_rcnn', kind=ResTV2)
+    torch.save(dict(model=state), tmp_path / 'd2.pth')
+    code, said = call(tmp_path / 'd2.pth', tmp_path / 'mm.pth', '--to', 'mmdet')
+    assert code == 0, said
+    assert 'assumed: input RGB, std 58.395 57.12 57.375' in said and 'norm_in_trunk' not in said
+    mm = read_state_dict(tmp_path / 'mm.pth')
+    for name in ('stem.proj.0.weight', 'norm_2.bias', 'patch_4.norm.weight'):
+        old = name.replace('norm_2', 'norm_2.0')
+        assert mm[f'backbone.{name}'].equal(state[f'backbone.bottom_up.{old}'])
+    code, said = call(tmp_path / 'mm.pth', tmp_path / 'back.pth', '--to', 'detectron2')
+    assert code == 0 and 'INPUT.FORMAT RGB' in said, said
+    back = read_state_dict(tmp_path / 'back.pth')
+    assert back.keys() == state.keys()
+    for name, value in back.items():
+        assert value.equal(state[name]), name
+    state['backbone.bottom_up.stem.proj.0.weight'] /= 2
+    torch.save(dict(model=with_buffers(state, 'mask_rcnn')), tmp_path / 'bgr.pth')
+    code, said = call(tmp_path / 'bgr.pth', tmp_path / 'mm.pth', '--to', 'mmdet')
+    assert code == 0 and 'proj.0: BGR / 1 1 1 -> RGB / 58.395 57.12 57.375' in said, said
+
+
+def test_the_large_of_restv2s_detection_code_is_refused(call, tmp_path):
+    stages = zip((128, 256, 512, 1024), (2, 3, 16, 3))
+    state = {'roi_heads.box_head.fc1.weight': (1, ),
+             'backbone.bottom_up.patch_2.norm.bias': (1, )}
+    for i, (dims, depth) in enumerate(stages, 1):
+        for j in range(depth):
+            block = f'backbone.bottom_up.stage{i}.{j}'
+            state.update({f'{block}.norm1.weight': (dims, ), f'{block}.mlp.fc1.weight': (1, 1)})
+    torch.save({name: torch.zeros(shape) for name, shape in state.items()}, tmp_path / 'd2.pth')
+    code, said = call(tmp_path / 'd2.pth', tmp_path / 'mm.pth', '--to', 'mmdet')
+    assert code == 1 and 'another network than ResTV2' in said
+    assert not (tmp_path / 'mm.pth').exists()
 
 
 def test_what_the_file_says_of_its_input_decides(call, tmp_path):

@@ -1,4 +1,4 @@
-"""Convert weights of ResT from one code base's layout to another's.
+"""Convert weights of ResT and ResTv2 from one code base's layout to another's.
 
     published (ImageNet classifier)   <->  mmpretrain
     detectron2 (published detectors)  <->  mmdet
@@ -18,14 +18,16 @@ from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from layouts import (
-    BACKBONES,
     CLASSIFIER,
+    IN_TRUNK,
     PAIRS,
+    PREFIXES,
     RETINANET,
     arch_name,
     backbone_arch,
     backbone_shapes,
     cell_anchors,
+    layout_name,
     module_shapes,
     recognise,
     swap_anchors,
@@ -33,6 +35,7 @@ from layouts import (
 from mmengine.config import DictAction
 from torch import Tensor
 
+from mmrest import ResT, ResTV2
 from mmrest.apis import exit_on_user_error
 from mmrest.files import write_whole
 from mmrest.safe_reading import read_state_dict
@@ -40,8 +43,10 @@ from mmrest.safe_reading import read_state_dict
 State = Dict[str, Tensor]
 
 # RGB, in every config here. The defaults of detectron2 are BGR with the same mean, and std 1.
+# ResTv2's published detectors have another input than its defaults.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+INPUTS = {ResT: ('BGR', (1., 1., 1.)), ResTV2: ('RGB', STD)}
 INPUT_BUFFERS = ('pixel_mean', 'pixel_std')
 ANCHOR_BUFFERS = ('anchor_generator.cell_anchors.',
                   'proposal_generator.anchor_generator.cell_anchors.')
@@ -54,9 +59,9 @@ class Conversion:
         state (dict[str, Tensor]): The weights.
         target (str): The layout to convert to.
         input_format (str, optional): 'BGR' or 'RGB': the input of detectron2's network.
-            ``None`` means what ``pixel_mean`` in the state says, or BGR.
+            ``None`` means what ``pixel_mean`` in the state says, or that of INPUTS.
         pixel_std (Sequence[float], optional): detectron2's, in the order of
-            ``input_format``. ``None`` means ``pixel_std`` in the state, or 1.
+            ``input_format``. ``None`` means ``pixel_std`` in the state, or that of INPUTS.
         cfg_options (dict, optional): For mmdet to detectron2: the options that the model was
             built with in addition to its config.
 
@@ -73,6 +78,9 @@ class Conversion:
                  cfg_options: Optional[dict] = None):
         self.source, self.family = recognise(state)
         self.target = target
+        self.kind, self.arch = backbone_arch(state, PREFIXES[self.source])
+        self.options = [option for option in self.family.options
+                        if option != IN_TRUNK or self.kind is ResT]
         self._check_direction(cfg_options or {}, input_format or pixel_std)
         self.to_mm = target.startswith('mm')
         self.notes: Dict[str, str] = {}  # by the target's names
@@ -98,7 +106,7 @@ class Conversion:
             elif self.family is not CLASSIFIER:
                 reason += ': a detector has no classification head'
             else:
-                prefix = BACKBONES[source][0]
+                prefix = PREFIXES[source]
                 reason += (
                     ': a classifier has no detection head. To start a detector from it, use '
                     '--cfg-options model.backbone.init_cfg.type=Pretrained '
@@ -110,7 +118,7 @@ class Conversion:
             raise ValueError('--input-format and --pixel-std are for detectron2 only')
         if target != 'detectron2' and cfg_options:
             raise ValueError('--cfg-options is for mmdet -> detectron2 only')
-        options = self.family.options if target == 'detectron2' else ()
+        options = self.options if target == 'detectron2' else ()
         lacking = [o for o in options if cfg_options.get(o.split('=')[0]) is not True]
         if lacking:
             raise ValueError(
@@ -124,8 +132,8 @@ class Conversion:
         names = [n for n in state if n in INPUT_BUFFERS or n.startswith(ANCHOR_BUFFERS)]
         buffers = {n: state.pop(n).double() for n in names}
         mean, std = (buffers.pop(n, None) for n in INPUT_BUFFERS)
-        self.input_format = input_format or 'BGR'
-        self.pixel_std = tuple(pixel_std or (1., 1., 1.))
+        self.input_format = input_format or INPUTS[self.kind][0]
+        self.pixel_std = tuple(pixel_std or INPUTS[self.kind][1])
         if mean is not None:
             said = f'pixel_mean={mean.flatten().tolist()} in the checkpoint'
             orders = [order for order in ('BGR', 'RGB') if _close(mean, _ordered(MEAN, order))]
@@ -147,7 +155,7 @@ class Conversion:
             self.assumed.append(
                 f'assumed: input {self.input_format}, std {_numbers(self.pixel_std)}, because '
                 'IN does not say it; if that is wrong, give --input-format and --pixel-std')
-        self.dropped += [f'{name}: the mm config normalises; see stem.conv1'
+        self.dropped += [f'{name}: the mm config normalises; see the stem'
                          for name in names if name in INPUT_BUFFERS]
         sizes = self.family.anchor_sizes
         known = {str(i): cell_anchors(level) for i, level in enumerate(sizes)}
@@ -160,14 +168,10 @@ class Conversion:
 
     def _check_names(self, state: State) -> Dict[str, str]:
         """The new name of each old one, once all names and shapes are the family's."""
-        (prefix, last), (new_prefix, new_last) = (
-            BACKBONES[layout] for layout in (self.source, self.target))
-        self.arch = backbone_arch(state, prefix)
-        shapes = backbone_shapes(self.arch, self.family, self.source)
-        names = {}
-        for old in shapes:
-            part, _, rest = old[len(prefix):].partition('.')
-            names[old] = f'{new_prefix}{new_last if part == last else part}.{rest}'
+        target = self.target
+        own = backbone_shapes(self.kind, self.arch, self.family)
+        shapes = {layout_name(name, self.source): shape for name, shape in own.items()}
+        names = {layout_name(name, self.source): layout_name(name, target) for name in own}
         modules = {mm: (other, mm) if self.to_mm else (mm, other)  # old, new
                    for other, mm in self.family.modules.items()}
         names.update({f'{old}.{kind}': f'{new}.{kind}'
@@ -191,12 +195,14 @@ class Conversion:
             if name in state and state[name].shape != shape:
                 raise ValueError(
                     f'{name} is {tuple(state[name].shape)}; in a {self.family.name} with '
-                    f'{self.num_classes} classes and this ResT and FPN it is {tuple(shape)}')
+                    f'{self.num_classes} classes and this backbone and FPN it is '
+                    f'{tuple(shape)}')
         return {old: new for old, new in names.items() if old in state}
 
     def _convert_input(self) -> None:
         """Put detectron2's channel order and std into the first convolution."""
-        name = f'{BACKBONES[self.target][0]}stem.conv1.weight'
+        conv = 'conv1' if self.kind is ResT else 'proj.0'
+        name = f'{PREFIXES[self.target]}stem.{conv}.weight'
         weight = self.result[name].double()  # (hidden, 3, 3, 3)
         rgb_std = _ordered(self.pixel_std, self.input_format)
         scale = torch.tensor([ours / theirs for ours, theirs in zip(STD, rgb_std)],
@@ -209,7 +215,9 @@ class Conversion:
             weight = weight.flip(1) if bgr else weight
         self.result[name] = weight.to(self.result[name].dtype)
         change = f'{self.input_format} / {_numbers(self.pixel_std)}', f'RGB / {_numbers(STD)}'
-        self.notes[name] = 'conv1: {} -> {}'.format(*(change if self.to_mm else change[::-1]))
+        if change[0] != change[1]:
+            before, after = change if self.to_mm else change[::-1]
+            self.notes[name] = f'{conv}: {before} -> {after}'
 
     def _reorder_anchors(self) -> None:
         for name in self.result:
@@ -229,18 +237,18 @@ class Conversion:
         lines = [f'{old:{width}}  ->  {new}  {count} tensors{notes.get((old, new), "")}'
                  for (old, new), count in groups.items()]
         lines += [f'dropped  {line}' for line in self.dropped] + self.assumed
-        size = arch_name(self.arch)
+        size = arch_name(self.kind, self.arch)
         values = sum(value.numel() for value in self.result.values())
-        lines.append(f'{self.family.name} of ResT(arch={size or self.arch!r}), '
+        lines.append(f'{self.family.name} of {self.kind.__name__}(arch={size or self.arch!r}), '
                      f'{self.num_classes} classes, {self.source} -> {self.target}: '
                      f'{len(self.names)} tensors of {values:,} values converted, '
                      f'{len(self.dropped)} dropped, none left')
         if self.to_mm:
-            options = list(self.family.options)
+            options = list(self.options)
             if self.num_classes != self.family.num_classes:
                 options += [f'{o}={self.num_classes}' for o in self.family.class_options]
-            if size and self.family.configs:
-                lines.append(f'config: configs/{self.family.configs.format(size)}')
+            if size and self.kind in self.family.configs:
+                lines.append(f'config: configs/{self.family.configs[self.kind].format(size)}')
             if options:
                 lines.append(f'it needs: --cfg-options {" ".join(options)}')
         elif self.target == 'detectron2':
@@ -270,9 +278,9 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _group(name: str, layout: str) -> str:
     """A line of the report: a part of the backbone, or a module outside it."""
-    prefix = BACKBONES[layout][0]
+    prefix = PREFIXES[layout]
     part = name[len(prefix):].split('.')[0]
-    if name.startswith(prefix) and part.startswith(('stem', 'stage', 'patch_embed', 'norm')):
+    if name.startswith(prefix) and part.startswith(('stem', 'stage', 'patch_', 'norm')):
         return f'{prefix}{part}.*'
     return name.rpartition('.')[0] + '.*'
 
@@ -311,13 +319,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', metavar='IN')
     parser.add_argument('out', metavar='OUT', type=Path)
-    parser.add_argument('--to', required=True, choices=list(BACKBONES))
+    parser.add_argument('--to', required=True, choices=list(PREFIXES))
     parser.add_argument(
         '--input-format', choices=['BGR', 'RGB'],
-        help="detectron2's INPUT.FORMAT (default: as pixel_mean in IN says, or BGR)")
+        help="detectron2's INPUT.FORMAT (default: as pixel_mean in IN says, or that of the "
+             'published detectors: BGR, RGB for ResTv2)')
     parser.add_argument(
         '--pixel-std', nargs=3, type=float, metavar='STD',
-        help="detectron2's MODEL.PIXEL_STD (default: as IN says, or 1 1 1)")
+        help="detectron2's MODEL.PIXEL_STD (default: as IN says, or that of the published "
+             "detectors: 1 1 1, ImageNet's for ResTv2)")
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
         help='for mmdet -> detectron2: options that the detector was trained with')

@@ -1,4 +1,4 @@
-"""The names of ResT's classifiers and detectors in four layouts, and the tables between them.
+"""The names of ResT's and ResTv2's models in four layouts, and the tables between them.
 
     published    the paper's ImageNet code     stem.*, stage1.*, ..., norm.*, head.*
     mmpretrain   configs/classification        backbone.*, head.fc.*
@@ -8,13 +8,13 @@
 Sources: github.com/wofmanaf/ResT (models/rest.py, object_detection/), detectron2's modeling/
 and mmdet's models/.
 """
-import re
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Tuple, Type
 
 import torch
 from torch import Tensor
 
-from mmrest import ResT
+from mmrest import ResT, ResTV2
+from mmrest.models.checkpoint import DETECTION_LARGE
 
 # Modules of detectron2 by those of mmdet; each has a weight and a bias.
 _FASTER_RCNN = {
@@ -51,12 +51,17 @@ RELU = 'model.neck.relu_before_extra_convs=True'
 # Each pair of layouts has the same families of models.
 PAIRS = {'published': 'mmpretrain', 'mmpretrain': 'published', 'detectron2': 'mmdet',
          'mmdet': 'detectron2'}
-# Prefix of the backbone's names, and the name of its last norm.
-BACKBONES = {
-    'published': ('', 'norm'),
-    'mmpretrain': ('backbone.', 'norm4'),
-    'detectron2': ('backbone.bottom_up.', 'norm'),
-    'mmdet': ('backbone.', 'norm4'),
+# Prefix of the backbone's names.
+PREFIXES = {
+    'published': '',
+    'mmpretrain': 'backbone.',
+    'detectron2': 'backbone.bottom_up.',
+    'mmdet': 'backbone.',
+}
+# Norms that a layout calls otherwise.
+NORMS = {
+    'published': {'norm4': 'norm', 'norm_4': 'norm'},
+    'detectron2': {'norm4': 'norm', **{f'norm_{i}': f'norm_{i}.0' for i in range(1, 5)}},
 }
 
 
@@ -65,7 +70,8 @@ class Family(NamedTuple):
 
     Attributes:
         name (str): Its common name.
-        configs (str): Path of its configs, with a place for the size, or ''.
+        configs (dict[type, str]): Path of its configs with each backbone, with a place for
+            the size.
         out_indices (tuple[int]): Stages that the backbone returns.
         modules (dict[str, str]): Names of the modules outside the backbone in mm's layout, by
             those in the other layout.
@@ -77,7 +83,7 @@ class Family(NamedTuple):
             same in both layouts.
     """
     name: str
-    configs: str
+    configs: Dict[Type[ResT], str]
     out_indices: Tuple[int, ...]
     modules: Dict[str, str]
     head: str
@@ -91,17 +97,19 @@ _BOX_HEAD = 'roi_head.bbox_head.fc_cls'
 _BOX_CLASSES = 'model.roi_head.bbox_head.num_classes'
 _RPN_SIZES = tuple((8. * 2**i, ) for i in range(2, 7))
 CLASSIFIER = Family(
-    'classifier', 'classification/rest_{}_8xb256_in1k.py', (3, ), {'head': 'head.fc'},
-    'head.fc', (), ('model.head.num_classes', ), 1000)
+    'classifier', {ResT: 'classification/rest_{}_8xb256_in1k.py',
+                   ResTV2: 'classification/restv2_{}_8xb256_in1k.py'},
+    (3, ), {'head': 'head.fc'}, 'head.fc', (), ('model.head.num_classes', ), 1000)
 FASTER_RCNN = Family(
-    'Faster R-CNN', '', (0, 1, 2, 3), _FASTER_RCNN, _BOX_HEAD, (IN_TRUNK, ), (_BOX_CLASSES, ),
+    'Faster R-CNN', {}, (0, 1, 2, 3), _FASTER_RCNN, _BOX_HEAD, (IN_TRUNK, ), (_BOX_CLASSES, ),
     anchor_sizes=_RPN_SIZES)
 MASK_RCNN = Family(
-    'Mask R-CNN', 'mask_rcnn/rest_{}_fpn_1x_coco.py', (0, 1, 2, 3),
+    'Mask R-CNN', {ResT: 'mask_rcnn/rest_{}_fpn_1x_coco.py',
+                   ResTV2: 'mask_rcnn/restv2_{}_fpn_3x_coco.py'}, (0, 1, 2, 3),
     {**_FASTER_RCNN, **_MASK_HEAD}, _BOX_HEAD, (IN_TRUNK, ),
     (_BOX_CLASSES, 'model.roi_head.mask_head.num_classes'), anchor_sizes=_RPN_SIZES)
 RETINANET = Family(
-    'RetinaNet', 'retinanet/rest_{}_fpn_1x_coco.py', (1, 2, 3), _RETINANET,
+    'RetinaNet', {ResT: 'retinanet/rest_{}_fpn_1x_coco.py'}, (1, 2, 3), _RETINANET,
     'bbox_head.retina_cls', (IN_TRUNK, RELU), ('model.bbox_head.num_classes', ),
     anchor_sizes=tuple(tuple(4. * 2**(i + j / 3) for j in range(3)) for i in range(3, 8)))
 
@@ -133,15 +141,18 @@ def recognise(state: Dict[str, Tensor]) -> Tuple[str, Family]:
     if has('stem.') and has('head.'):
         return 'published', CLASSIFIER
     raise ValueError(f'the names in the checkpoint ({", ".join(list(state)[:3])}, ...) are not '
-                     f'those of a classifier or detector in the layouts {sorted(BACKBONES)}')
+                     f'those of a classifier or detector in the layouts {sorted(PREFIXES)}')
 
 
-def backbone_arch(state: Dict[str, Tensor], prefix: str) -> dict:
-    """The ``arch`` of the :class:`ResT` whose names start with ``prefix``.
+def backbone_arch(state: Dict[str, Tensor], prefix: str) -> Tuple[Type[ResT], dict]:
+    """The class and the ``arch`` of the backbone whose names start with ``prefix``.
+
+    The weights of ResTv2 do not show ``num_heads``, so it is not in its ``arch``.
 
     Raises:
-        ValueError: They are not those of a ResT with four stages.
+        ValueError: They are not those of a ResT or ResTv2 with four stages.
     """
+    kind = ResTV2 if any(name.startswith(f'{prefix}patch_2.') for name in state) else ResT
     arch = dict(embed_dims=[], depths=[], num_heads=[], sr_ratios=[], mlp_ratios=[])
     for stage in (f'{prefix}stage{i}.' for i in range(1, 5)):
         norm, fc1, heads, sr = (
@@ -149,24 +160,32 @@ def backbone_arch(state: Dict[str, Tensor], prefix: str) -> dict:
             for name in ('norm1', 'mlp.fc1', 'attn.transform_conv', 'attn.sr'))
         for name, value, ndim in (('norm1', norm, 1), ('mlp.fc1', fc1, 2)):
             if value is None or value.ndim != ndim or value.numel() == 0:
-                raise ValueError('the backbone is not a ResT of four stages: it has no '
-                                 f'{stage}0.{name}.weight of {ndim} dimensions')
+                raise ValueError(f'the backbone is not a {kind.__name__} of four stages: it '
+                                 f'has no {stage}0.{name}.weight of {ndim} dimensions')
         arch['embed_dims'].append(len(norm))
         arch['depths'].append(
             len({name[len(stage):].split('.')[0] for name in state if name.startswith(stage)}))
         arch['num_heads'].append(1 if heads is None else heads.shape[:1].numel())
         arch['sr_ratios'].append(1 if sr is None else sr.shape[-1:].numel() - 1)
         arch['mlp_ratios'].append(len(fc1) / len(norm))
-    return arch
+    if kind is ResTV2:
+        del arch['num_heads']
+        if (arch['embed_dims'][0], arch['depths']) == (128, [2, 3, 16, 3]):
+            raise ValueError(f'the backbone is {DETECTION_LARGE}')
+    return kind, arch
 
 
-def backbone_shapes(arch: dict, family: Family, layout: str) -> Dict[str, torch.Size]:
-    """Shapes of all parameters and buffers of a backbone, by their names in a layout."""
-    prefix, last = BACKBONES[layout]
+def backbone_shapes(kind: Type[ResT], arch: dict, family: Family) -> Dict[str, torch.Size]:
+    """Shapes of all parameters and buffers of a backbone, by its own names."""
     with torch.device('meta'):
-        state = ResT(arch, out_indices=family.out_indices).state_dict()
-    return {prefix + re.sub(r'^norm4\b', last, name): value.shape
-            for name, value in state.items()}
+        model = kind({'num_heads': (1, ) * 4, **arch}, out_indices=family.out_indices)
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
+def layout_name(name: str, layout: str) -> str:
+    """The name in a layout of a backbone's parameter."""
+    part, _, rest = name.partition('.')
+    return f'{PREFIXES[layout]}{NORMS.get(layout, {}).get(part, part)}.{rest}'
 
 
 def module_shapes(family: Family, embed_dims: List[int],
@@ -212,9 +231,9 @@ def module_shapes(family: Family, embed_dims: List[int],
                      for mm in family.modules.values()}
 
 
-def arch_name(arch: dict) -> str:
-    """'lite', 'small', 'base' or 'large', or '' for another arch."""
-    for name, settings in ResT.arch_zoo.items():
+def arch_name(kind: Type[ResT], arch: dict) -> str:
+    """The name of a published arch, such as 'small', or '' for another."""
+    for name, settings in kind.arch_zoo.items():
         if all(list(settings[key]) == values for key, values in arch.items()):
             return name
     return ''

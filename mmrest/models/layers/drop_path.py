@@ -1,4 +1,3 @@
-import torch
 from torch import Tensor, nn
 
 
@@ -18,8 +17,7 @@ class DropPath(nn.Module):
         if not self.training or self.drop_prob == 0:
             return x
         keep_prob = 1 - self.drop_prob
-        mask = torch.empty(
-            (x.shape[0], ) + (1, ) * (x.ndim - 1), dtype=x.dtype, device=x.device)
+        mask = x.new_empty((x.shape[0], ) + (1, ) * (x.ndim - 1))
         return x * mask.bernoulli_(keep_prob).div_(keep_prob)
 
     def extra_repr(self) -> str:
