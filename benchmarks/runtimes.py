@@ -13,7 +13,7 @@ EXPORT = """
 import sys
 from benchmarks.models import backbone
 from mmrest.deploy import export
-export(backbone(sys.argv[1]).eval(), sys.argv[2], part='backbone')
+export(backbone(sys.argv[1]).eval(), sys.argv[2], backbone=True)
 """
 
 

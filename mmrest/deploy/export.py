@@ -30,7 +30,7 @@ NEEDED = 'run `pip install onnx onnxruntime onnxscript`'
 def export(model: nn.Module,
            path: Union[str, Path],
            metadata: Optional[Dict[str, str]] = None,
-           part: str = 'model',
+           backbone: bool = False,
            images: Sequence[str] = ()) -> Dict[str, float]:
     """Write a model as one ONNX file of standard operators, for any batch, height and width.
 
@@ -43,7 +43,7 @@ def export(model: nn.Module,
             :func:`~mmrest.apis.build_model`. It is not changed.
         path (str | Path): The file.
         metadata (dict, optional): The file's metadata, see :func:`describe`.
-        part (str): 'model' or 'backbone'.
+        backbone (bool): Whether to export the model's ResT alone.
         images (Sequence[str]): Image files to check a detector on, which may find nothing in
             random pictures.
 
@@ -54,33 +54,33 @@ def export(model: nn.Module,
     Raises:
         ValueError: The model cannot be exported, or onnxruntime disagrees with mm's
             ``predict`` at one of these sizes. Nothing is written.
-        ImportError: A package that writes or runs ONNX is not installed.
-        RuntimeError: PyTorch is older than 2.6.
+        ImportError: A package that writes or runs ONNX is not installed, or PyTorch is older
+            than 2.6.
     """
     if not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'):
-        raise RuntimeError(f'torch {torch.__version__} cannot export dynamic sizes; '
-                           'torch 2.6 or newer is needed')
+        raise ImportError(f'torch {torch.__version__} cannot export dynamic sizes; '
+                          'torch 2.6 or newer is needed')
     try:
         import onnxruntime
     except ImportError as error:
         raise ImportError(f'{error}: {NEEDED}') from error
     kind = type(model).__name__
-    if part == 'backbone':
+    if backbone:
         wrapper, check = Backbone, gate.check_features
         model = find_rest(model)
     elif kind in FAMILIES:
         wrapper, check = FAMILIES[kind]
     else:
-        raise ValueError(f"{kind} cannot be exported, only {sorted(FAMILIES)}; its ResT can, "
-                         "as part='backbone'")
+        raise ValueError(f'{kind} cannot be exported as a whole, only {sorted(FAMILIES)}; '
+                         'its ResT can (--part backbone)')
     proto = to_onnx(wrapper(replace_constants(model)).eval(), metadata or {})
     content = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     result = {}
     for number, size in enumerate(gate.SIZES):
         image = gate.pictures(size, images, number)
-        if part == 'backbone':
-            image = (image - 128) / 64.
+        if backbone:
+            image = (image - 128.) / 64.  # about what normalisation gives
         outputs = session.run(None, dict(image=image.numpy()))
         try:
             errors = check(model, image, outputs)

@@ -31,7 +31,8 @@ def main(args: Optional[List[str]] = None) -> None:
     args = parser.parse_args(args)
     cfg = read_config(args.config, args.cfg_options)
     model = build_model(cfg, args.checkpoint)
-    errors = export(model, args.out, describe(cfg, args.checkpoint), args.part, args.images)
+    errors = export(model, args.out, describe(cfg, args.checkpoint),
+                    args.part == 'backbone', args.images)
     print(f'{args.out}: largest differences from mm: ' + ', '.join(
         f'{name} {error:.2g}' for name, error in errors.items()))
 

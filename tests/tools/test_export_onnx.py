@@ -1,0 +1,42 @@
+"""tools/deployment/export_onnx.py: what it hands to mmrest.deploy, whose tests are its own."""
+import importlib
+
+import pytest
+import torch
+
+from mmrest.apis import build_model, read_config
+
+from .conftest import ROOT
+
+CONFIG = str(ROOT / 'configs/classification/rest_lite_digits.py')
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools/deployment'))
+    return importlib.import_module('export_onnx')
+
+
+def test_the_model_with_its_weights(tool, tmp_path, monkeypatch, capsys):
+    torch.save(build_model(read_config(CONFIG)).state_dict(), tmp_path / 'weights.pth')
+    calls = []
+
+    def export(model, *args):
+        calls.append(args)
+        wanted = torch.load(tmp_path / 'weights.pth')
+        assert all(torch.equal(x, wanted[name]) for name, x in model.state_dict().items())
+        return dict(logits=1.25e-5)
+
+    monkeypatch.setattr(tool, 'export', export)
+    args = [CONFIG, str(tmp_path / 'weights.pth'), 'c.onnx']
+    tool.main(args)
+    tool.main([*args, '--part', 'backbone', '--images', 'a.jpg', 'b.jpg'])
+    assert 'c.onnx: largest differences from mm: logits 1.2e-05' in capsys.readouterr().out
+    for path, metadata, *_ in calls:
+        assert path == 'c.onnx' and metadata['mean'].startswith('[123.675')
+    assert [call[2:] for call in calls] == [(False, ()), (True, ['a.jpg', 'b.jpg'])]
+
+
+def test_mistakes_are_one_sentence(tool, tmp_path):
+    with pytest.raises(SystemExit, match='none.pth.*no such file'):
+        tool.main([CONFIG, 'none.pth', str(tmp_path / 'x.onnx')])
