@@ -179,7 +179,7 @@ def test_other_models_are_refused(tmp_path):
     from mmengine.hub import get_config
     cfg = get_config('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py').model
     cfg.backbone.init_cfg = None
-    with pytest.raises(ValueError, match='FCOS cannot be exported as a whole, only .*RetinaNet'):
+    with pytest.raises(ValueError, match='FCOS cannot be exported as a whole, only '):
         export(MODELS.build(cfg), tmp_path / 'x.onnx')
 
 
