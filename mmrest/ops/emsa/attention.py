@@ -119,7 +119,12 @@ def _fills_cores(q: Tensor) -> bool:
     faster than blocks.
     """
     wants_gradient = torch.is_grad_enabled() and q.requires_grad
-    return not wants_gradient or 2 * q.shape[0] * q.shape[1] >= torch.get_num_threads()
+    return not wants_gradient or 2 * q.shape[0] * q.shape[1] >= _num_threads()
+
+
+@torch.compiler.assume_constant_result
+def _num_threads() -> int:
+    return torch.get_num_threads()
 
 
 def _choose(q: Tensor) -> str:
