@@ -2,16 +2,19 @@
 import torch
 
 from benchmarks.published import PublishedResT, published_names
-from mmrest import ResT
+from benchmarks.publishedv2 import PublishedResTV2
+from mmrest import ResT, ResTV2
 
 # Image height and width for each arch. Small's attention takes more than one block.
-SIZES = {'lite': (72, 104), 'small': (512, 656), 'base': (72, 104), 'large': (72, 104)}
+SIZES = {'lite': (72, 104), 'small': (512, 656), 'base': (72, 104), 'large': (72, 104),
+         'v2 tiny': (72, 104)}
 
 
 def pair(arch):
     """The port and mmrest's model with the same random weights, in eval mode."""
     torch.manual_seed(0)
-    ours, published = ResT(arch, backend='auto'), PublishedResT(arch)
+    kind, port = (ResTV2, PublishedResTV2) if arch.startswith('v2 ') else (ResT, PublishedResT)
+    ours, published = (model(arch.split()[-1]) for model in (kind, port))
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import COMPILED, DETECTORS, REST, ROOT, backbone, detector
 from benchmarks.published import NUM_HEADS, SR_RATIOS, attention
+from benchmarks.runtimes import RUNTIMES, export
 from mmrest.ops import emsa_attention
 
 DIGITS = {  # configs of the classifier, and of the detector that starts from its weights
@@ -79,6 +80,15 @@ def inference_step(case):
             return model(image)
 
     return step
+
+
+def runtime_step(case):
+    """Inference by a runtime of RUNTIMES, or by PyTorch."""
+    name, comma, runtime = case['model'].partition(', ')
+    if comma + runtime not in RUNTIMES:
+        return inference_step(case)
+    run, image = RUNTIMES[comma + runtime](export(name)), images(case).numpy()
+    return lambda: run(image)
 
 
 def training_step(case):
@@ -170,7 +180,7 @@ def count(case):
 
 
 STEPS = dict(inference=inference_step, training=training_step, detector=detector_step,
-             operator=operator_step)
+             operator=operator_step, runtime=runtime_step)
 
 
 def steps(case):
@@ -262,7 +272,7 @@ def digits(case):
 
 
 KINDS = dict(inference=steps, training=steps, growth=steps, detector=steps, operator=steps,
-             first_step=first_step, loading=loading, digits=digits)
+             runtime=steps, first_step=first_step, loading=loading, digits=digits)
 
 
 def bound_memory():

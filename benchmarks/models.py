@@ -1,4 +1,4 @@
-"""The models that the benchmarks compare: ResT, the port of the published code, and others."""
+"""The models that the benchmarks compare: ResT, ports of the published code, and others."""
 from pathlib import Path
 
 import torch
@@ -6,11 +6,17 @@ from mmengine.hub import get_config
 from torch import nn
 
 from benchmarks.published import PublishedResT
-from mmrest import ResT
+from benchmarks.publishedv2 import PublishedResTV2
+from mmrest import ResT, ResTV2
 
 ROOT = Path(__file__).resolve().parents[1]
 REST = {'ResT-Lite': 'lite', 'ResT-Small': 'small', 'ResT-Base': 'base', 'ResT-Large': 'large'}
-PUBLISHED = {f'{name}, published': arch for name, arch in REST.items()}
+RESTV2 = {'ResTv2-Tiny': 'tiny', 'ResTv2-Base': 'base'}
+PUBLISHED = {
+    f'{name}, published': (kind, arch)
+    for kind, archs in ((PublishedResT, REST), (PublishedResTV2, RESTV2))
+    for name, arch in archs.items()
+}
 PEERS = {
     'PVT-T': 'mmdet::pvt/retinanet_pvt-t_fpn_1x_coco.py',
     'PVT-S': 'mmdet::pvt/retinanet_pvt-s_fpn_1x_coco.py',
@@ -35,15 +41,18 @@ def backbone(name: str, backend: str = 'auto') -> nn.Module:
     It has no stochastic depth, because the port of the published code has none.
 
     Args:
-        name (str): A key of REST, PUBLISHED or PEERS, with COMPILED at its end or not.
+        name (str): A key of REST, RESTV2, PUBLISHED or PEERS, with COMPILED at its end or not.
         backend (str): Computes ResT's attention.
     """
     if name.endswith(COMPILED):
         return torch.compile(backbone(name[:-len(COMPILED)], backend))
     if name in REST:
         return ResT(REST[name], drop_path_rate=0., backend=backend)
+    if name in RESTV2:
+        return ResTV2(RESTV2[name], drop_path_rate=0., backend=backend)
     if name in PUBLISHED:
-        return PublishedResT(PUBLISHED[name])
+        kind, arch = PUBLISHED[name]
+        return kind(arch)
     cfg = get_config(PEERS[name]).model.backbone
     cfg.pop('init_cfg')  # downloads ImageNet weights
     if cfg.type == 'ResNet':

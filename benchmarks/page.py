@@ -270,6 +270,8 @@ COLUMNS = dict(
     operator=[('ms', scaled('seconds', 1e3)), ('ratio', ratio('seconds')),
               ('memory, MB', scaled('bytes', 1e-6)), ('ratio', ratio('bytes')),
               ('of the roofline', share_of_roofline), RUNS],
+    runtime=[('s', number('seconds')), ('ratio', ratio('seconds')),
+             ('memory, MB', scaled('bytes', 1e-6)), ('ratio', ratio('bytes')), RUNS],
     digits=[('classifier top-1, %', number('top1')),
             ('box AP', number('box_ap', show='{:.3f}'.format)),
             ('mask AP', number('mask_ap', show='{:.3f}'.format)),
@@ -286,7 +288,7 @@ COLUMNS = dict(
 # The chart
 
 
-STYLES = {'ResT': 'C0o', 'PVT': 'C1s', 'PVTv2': 'C2D', 'Swin': 'C3^', 'R': 'C4v'}
+STYLES = {'ResT': 'C0o', 'ResTv2': 'C5P', 'PVT': 'C1s', 'PVTv2': 'C2D', 'Swin': 'C3^', 'R': 'C4v'}
 
 
 def draw(rows):

@@ -60,6 +60,7 @@ PORT = 'ResT-Small, published'
 MASK = ('Mask R-CNN ResT-Small', 'Mask R-CNN R-50')
 RETINA = ('RetinaNet ResT-Small', 'RetinaNet R-50')
 DEMO = ('Mask R-CNN ResT-Lite', 'Mask R-CNN R-18')
+RUNTIMES = ('ResT-Small', 'ResT-Small, onnxruntime', 'ResT-Small, OpenVINO')
 
 # The most important first: with little time left, the last groups lose their further rounds.
 CPU = [
@@ -72,13 +73,18 @@ CPU = [
     group('first_step', (*MASK, 'ResT-Small', 'PVT-T'), 1, 224, 224),
     group('loading', DEMO[:1], 8, 128, 128, rounds=1, iterations=40),
 ]
+V2 = ('ResTv2-Tiny, published', 'ResTv2-Tiny')
 LONG = [
+    group('inference', V2, 1, 800, 1344, limit=5.),
+    group('training', V2, 1, 800, 1344, limit=5.),
     group('training', (*SMALL[:2], PORT, *RESNETS), 1, 800, 1344, limit=5.),
     group('training', BASE, 1, 800, 1344, limit=5.),
     group('inference', BASE, 1, 800, 1344, limit=5.),
     group('training', BASE, 4, 224, 224, limit=5.),
     group('inference', BASE, 4, 224, 224, limit=5.),
     group('detector', RETINA, 1, 800, 1344, limit=5.),
+    group('runtime', RUNTIMES, 1, 800, 1344, limit=5.),
+    group('runtime', RUNTIMES, 1, 224, 224, limit=5.),
     group('digits', DEMO, 8, 128, 128, rounds=1),
     *growth(('ResT-Small', *RIVALS, PORT), 'inference', limit=5.),
     *growth(('ResT-Small', *RIVALS), 'training', limit=5.),

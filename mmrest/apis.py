@@ -99,17 +99,6 @@ def find_rest(model: nn.Module) -> ResT:
     raise ValueError(f'the model of the config, {type(model).__name__}, has no ResT in it')
 
 
-class Logits(nn.Module):
-    """A classifier of MMPretrain as a plain module: normalised images in, logits out."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.model(image, mode='tensor')
-
-
 def example(cfg: Config, model: nn.Module, shape: Tuple[int, int], batch: int = 1) -> dict:
     """Make black images (batch, C, H, W) as ``model(**example, mode='tensor')`` takes them."""
     channels = find_rest(model).in_channels

@@ -1,8 +1,10 @@
-"""From handwritten digits to a trained Mask R-CNN with a ResT backbone, on a CPU.
+"""From handwritten digits to a trained Mask R-CNN with a ResT backbone, on a CPU, and to ONNX.
 
 Runs the commands that a user would type, one after the other, and shows the results. After an
 interruption, the same command continues: steps that are complete are not repeated.
 """
+import contextlib
+import io
 import json
 import os
 import re
@@ -20,6 +22,8 @@ from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.utils import digit_version
 from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path('data/digits')
@@ -96,6 +100,43 @@ def test(title: str, config: Path, checkpoint: Path) -> List[dict]:
             'tools/test.py', str(config), str(checkpoint), '--work-dir', str(DEMO / 'test'),
             '--out', str(predictions)])
     return load(predictions)
+
+
+def export(config: Path, checkpoint: Path) -> Path:
+    """Write a detector as ONNX. Returns a folder with what it finds in held-out images."""
+    exported, found = DEMO / f'{config.stem}.onnx', DEMO / 'onnx'
+    images = sorted(map(str, (DATA / 'val').glob('*')))[:3]
+    if not exported.exists() or exported.stat().st_mtime < checkpoint.stat().st_mtime:
+        run('5. The detector as one ONNX file, if that agrees with MMDetection', 'export', [
+            'tools/deployment/export_onnx.py', str(config), str(checkpoint), str(exported),
+            '--images', *images])
+    run('6. The same images, by ONNX Runtime without PyTorch', 'run_onnx', [
+        'tools/deployment/run_onnx.py', str(exported), str(DATA / 'val'), '--out-dir',
+        str(found)])
+    return found / 'predictions'
+
+
+def average_precision(folder: Path) -> Dict[str, float]:
+    """COCO's AP of boxes and masks in what tools/deployment/run_onnx.py wrote."""
+    found = []
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(DATA / 'annotations/instances_val.json'))
+        for image in truth.dataset['images']:
+            one = json.loads((folder / f'{image["file_name"]}.json').read_text())
+            for label, score, (x, y, x2, y2), mask in zip(
+                    one['labels'], one['scores'], one['bboxes'], one['masks']):
+                found.append(dict(
+                    image_id=image['id'], category_id=label + 1, score=score,
+                    bbox=[x, y, x2 - x, y2 - y],
+                    segmentation=mask_utils.frPyObjects(mask, *mask['size'])))
+        result = {}
+        for kind in ('bbox', 'segm'):
+            evaluation = COCOeval(truth, truth.loadRes(found), kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            result[kind] = evaluation.stats[0]
+    return result
 
 
 def logged(config: Path, key: str) -> Dict[int, float]:
@@ -186,11 +227,18 @@ def main() -> None:
     curves, pictures = DEMO / 'curves.png', DEMO / 'pictures'
     draw_curves(curves)
     draw_pictures(pictures, predictions[:NUM_PICTURES])
+    by_onnx = {}
+    if digit_version(torch.__version__) >= digit_version('2.6'):  # before, it cannot export
+        by_onnx = average_precision(export(DETECTOR, detector))
 
     def last(config, key):
         return list(logged(config, key).values())[-1]
 
     top1 = last(CLASSIFIER, 'accuracy/top1')
+    onnx = ' and '.join(f'{value:.3f}' for value in by_onnx.values()) or 'needs torch 2.6'
+    for kind, value in by_onnx.items():
+        if abs(value - last(DETECTOR, f'coco/{kind}_mAP')) > 1e-3:
+            raise SystemExit(f'AP of the ONNX file differs: {kind} {value:.4f}')
 
     def spent(step):
         return '{:6.1f} min  {:5.2f} GiB'.format(*used[step]) if step in used else 'done before'
@@ -200,12 +248,14 @@ On digits that no training image shows              time    peak memory
   classification top-1  {top1:6.1f} %        {spent(CLASSIFIER.stem)}
   box AP                {last(DETECTOR, 'coco/bbox_mAP'):6.3f}          {spent(DETECTOR.stem)}
   mask AP               {last(DETECTOR, 'coco/segm_mAP'):6.3f}
+  both by ONNX Runtime    {onnx:<15} {spent('export')}
   everything                            {(time.monotonic() - started) / 60:6.1f} min
 
 checkpoints  {classifier}
              {detector}
 curves       {curves}
 pictures     {pictures}/ ({NUM_PICTURES}; left: truth, right: prediction)
+             {DEMO}/onnx/pictures/ (by ONNX Runtime)
 The same AP again: python tools/test.py {DETECTOR} {detector}''')
 
 

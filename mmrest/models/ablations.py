@@ -5,7 +5,7 @@ import torch
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from .layers import PixelAttention, Stem
+from .layers import PixelAttention, Stem, channels_last
 
 
 class ResNetStem(nn.Module):
@@ -21,7 +21,7 @@ class ResNetStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.act(self.norm(self.conv(x))))
-        return self.pos(x.contiguous(memory_format=torch.channels_last))
+        return self.pos(channels_last(x))
 
 
 class PVTStem(nn.Module):
@@ -33,7 +33,7 @@ class PVTStem(nn.Module):
         self.pos = pos
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pos(self.conv(x).contiguous(memory_format=torch.channels_last))
+        return self.pos(channels_last(self.conv(x)))
 
 
 class GroupLinear(nn.Module):

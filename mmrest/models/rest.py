@@ -17,7 +17,6 @@ Modules and parameters carry the names of the published code, so that its weight
 import re
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -26,7 +25,15 @@ from torch.utils.checkpoint import checkpoint
 
 from .ablations import Variant
 from .checkpoint import safe_init_cfg
-from .layers import EMSA, FFN, DropPath, PatchEmbed, image_to_tokens, tokens_to_image
+from .layers import (
+    EMSA,
+    FFN,
+    DropPath,
+    PatchEmbed,
+    channels_last,
+    image_to_tokens,
+    tokens_to_image,
+)
 
 # What the four models of table 1 share.
 COMMON = dict(num_heads=(1, 2, 4, 8), sr_ratios=(8, 4, 2, 1), mlp_ratios=(4, 4, 4, 4))
@@ -58,9 +65,10 @@ class ResT(BaseModule):
             dict of ``embed_dims``, ``depths``, ``num_heads``, ``sr_ratios`` and, optionally,
             ``mlp_ratios`` (4 each), with one value per stage.
         in_channels (int): Channels of the input image.
-        out_indices (Sequence[int], optional): The stages whose features are returned, from
-            0, in increasing order. ``None`` means all. Stages after the last one are not
-            built, nor are the output norms of stages that are not returned.
+        out_indices (int | Sequence[int], optional): The stages whose features are returned,
+            from 0 or, if negative, from the end, in increasing order. ``None`` means all.
+            Stages after the last one are not built, nor are the output norms of stages that
+            are not returned.
         frozen_stages (int): Freezes the stem (0) and this many stages (1 to 4) with their
             patch embeddings and output norms: no gradient, and always eval mode. -1 freezes
             nothing.
@@ -107,7 +115,7 @@ class ResT(BaseModule):
     def __init__(self,
                  arch: Union[str, Dict[str, Sequence]] = 'small',
                  in_channels: int = 3,
-                 out_indices: Optional[Sequence[int]] = (0, 1, 2, 3),
+                 out_indices: Union[int, Sequence[int], None] = (0, 1, 2, 3),
                  frozen_stages: int = -1,
                  norm_eval: bool = False,
                  drop_path_rate: Optional[float] = None,
@@ -118,7 +126,8 @@ class ResT(BaseModule):
                  attention: str = 'emsa',
                  img_size: Union[int, Tuple[int, int]] = 224,
                  backend: Optional[str] = None,
-                 norm_in_trunk: bool = False):
+                 norm_in_trunk: bool = False,
+                 out_norm: bool = True):
         super().__init__(safe_init_cfg(init_cfg))
         settings = self._settings(arch)
         depths = settings['depths']
@@ -126,6 +135,10 @@ class ResT(BaseModule):
         self.num_stages = len(depths)  # of the architecture, built or not
         self.out_indices = _check_indices(out_indices, self.num_stages)
         self.depths = depths[:self.out_indices[-1] + 1]  # of the stages that are built
+        self.out_channels = tuple(int(settings['embed_dims'][i]) for i in self.out_indices)
+        self.strides = tuple(4 * 2**i for i in self.out_indices)
+        if norm_in_trunk and not out_norm:
+            raise ValueError(f'{norm_in_trunk=} needs output norms, and {out_norm=}')
         if not -1 <= frozen_stages <= self.num_stages:
             raise ValueError(f'{frozen_stages=} must be from -1 to {self.num_stages}')
         rate = settings['drop_path_rate'] if drop_path_rate is None else drop_path_rate
@@ -133,7 +146,7 @@ class ResT(BaseModule):
             raise ValueError(f'drop_path_rate={rate} must be in [0, 1)')
         self.in_channels, self.backend = in_channels, backend
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
-        self.with_cp, self.norm_in_trunk = with_cp, norm_in_trunk
+        self.with_cp, self.norm_in_trunk, self.out_norm = with_cp, norm_in_trunk, out_norm
         self.variant = Variant(stem, position, attention, img_size)
 
         last = max(sum(depths) - 1, 1)
@@ -181,7 +194,8 @@ class ResT(BaseModule):
             blocks.append(Block(attn, dims[i], mlp_ratio, next(rates), self.norm_eps))
         self.add_module(stage, nn.ModuleList(blocks))
         if i in self.out_indices:
-            self.add_module(norm, nn.LayerNorm(dims[i], self.norm_eps))
+            out_norm = nn.LayerNorm(dims[i], self.norm_eps) if self.out_norm else nn.Identity()
+            self.add_module(norm, out_norm)
 
     def _embed(self, i: int, in_channels: int, embed_dims: int) -> nn.Module:
         pos = self.variant.position(i, embed_dims)
@@ -197,7 +211,7 @@ class ResT(BaseModule):
         H_i is H / 4 (stage 0) to H / 32 (stage 3), rounded up (``stem='pvt'`` rounds its 4
         down), and W_i likewise.
         """
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last(x)
         outs = []
         for i in range(len(self.depths)):
             embed, stage, norm = self.stage_names(i)
@@ -274,15 +288,22 @@ class ResT(BaseModule):
         return num_depths - 1, num_depths
 
 
-def _check_indices(out_indices: Optional[Sequence[int]], num_stages: int) -> Tuple[int, ...]:
-    indices = tuple(range(num_stages) if out_indices is None else out_indices)
-    if not indices or list(indices) != sorted(set(indices) & set(range(num_stages))):
-        raise ValueError(f'{out_indices=} must be increasing, from 0 to {num_stages - 1}')
+def _check_indices(out_indices: Union[int, Sequence[int], None], n: int) -> Tuple[int, ...]:
+    given = range(n) if out_indices is None else out_indices
+    given = [given] if isinstance(given, int) else given
+    indices = tuple(i + n if i < 0 else i for i in given)
+    if not indices or list(indices) != sorted(set(indices) & set(range(n))):
+        raise ValueError(f'{out_indices=} must be increasing, from 0 to {n - 1}; '
+                         '-1 is the last stage')
     return indices
 
 
 def _init_module(module: nn.Module) -> None:
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.trunc_normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            # The strides of its gradient, which DistributedDataParallel compares.
+            weight = module.weight.data[:, 0, :, :, None]
+            module.weight.data = weight.permute(0, 3, 1, 2)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

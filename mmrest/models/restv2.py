@@ -26,8 +26,8 @@ class ResTV2(ResT):
     Args:
         arch (str | dict): 'tiny', 'small', 'base' or 'large', or a dict as in
             :class:`~mmrest.ResT`.
-        in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, backend: As in
-            :class:`~mmrest.ResT`. Nothing but the stem has BatchNorm.
+        in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, backend,
+            out_norm: As in :class:`~mmrest.ResT`. Nothing but the stem has BatchNorm.
         drop_path_rate (float, optional): As in :class:`~mmrest.ResT`. ``None`` means 0.1,
             0.2, 0.3 or 0.5 (0 for an ``arch`` dict), the rates of the published detection
             code. The authors state the one of ImageNet training for 'tiny' alone, 0.1.
@@ -53,16 +53,17 @@ class ResTV2(ResT):
     def __init__(self,
                  arch: Union[str, Dict[str, Sequence]] = 'tiny',
                  in_channels: int = 3,
-                 out_indices: Optional[Sequence[int]] = (0, 1, 2, 3),
+                 out_indices: Union[int, Sequence[int], None] = (0, 1, 2, 3),
                  frozen_stages: int = -1,
                  norm_eval: bool = False,
                  drop_path_rate: Optional[float] = None,
                  with_cp: bool = False,
                  init_cfg: Optional[Union[dict, List[dict]]] = None,
-                 backend: Optional[str] = None):
+                 backend: Optional[str] = None,
+                 out_norm: bool = True):
         super().__init__(
             arch, in_channels, out_indices, frozen_stages, norm_eval, drop_path_rate, with_cp,
-            init_cfg, backend=backend)
+            init_cfg, backend=backend, out_norm=out_norm)
 
     @staticmethod
     def stage_names(i: int) -> Tuple[str, str, str]:

@@ -6,7 +6,7 @@ from benchmarks import agreement, page, published, run
 from benchmarks.agreement import check
 from mmrest.ops.emsa import chunked
 
-SIZES = dict(lite=(72, 104), base=(40, 56))
+SIZES = {'lite': (72, 104), 'base': (40, 56), 'v2 tiny': (40, 56)}
 
 
 def test_a_different_published_model_is_noticed(monkeypatch):

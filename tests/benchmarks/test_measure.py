@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 
 from benchmarks import measure, run
-from benchmarks.models import DETECTORS, PEERS, PUBLISHED, REST, ROOT, backbone
+from benchmarks.models import DETECTORS, PEERS, PUBLISHED, REST, RESTV2, ROOT, backbone
 
 
 def case(kind, model, **more):
@@ -32,12 +32,28 @@ def test_a_process_of_its_own():
     ('operator', 'ResT-Small', dict(part='stage 3')),
     ('operator', 'ResT-Small, published', dict(part='stage 4')),
     ('detector', 'RetinaNet R-50', {}),
+    ('runtime', 'ResT-Lite', {}),
 ])
 def test_steps_are_timed(kind, model, more):
     start = time.perf_counter()
     found = measure.steps(case(kind, model, **more))
     assert 0 < sum(found['seconds']) < time.perf_counter() - start
     assert ('multiply_adds' in found) == (kind == 'inference')
+
+
+@pytest.mark.parametrize('runtime', ['onnxruntime', 'OpenVINO'])
+def test_runtimes_are_timed(runtime, tmp_path, monkeypatch):
+    pytest.importorskip(runtime.lower())
+    from onnx import TensorProto, helper, save
+    image = helper.make_tensor_value_info('image', TensorProto.FLOAT, [None, 3, None, None])
+    out = helper.make_tensor_value_info('out', TensorProto.FLOAT, [None, 3, None, None])
+    relu = helper.make_node('Relu', ['image'], ['out'])
+    graph = helper.make_graph([relu], 'g', [image], [out])
+    save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid('', 18)]),
+         str(tmp_path / 'x.onnx'))
+    monkeypatch.setattr(measure, 'export', lambda name: str(tmp_path / 'x.onnx'))
+    found = measure.steps(case('runtime', f'ResT-Lite, {runtime}'))
+    assert found['seconds'] and 'multiply_adds' not in found
 
 
 def test_the_first_step_is_timed_from_the_start_of_the_process():
@@ -211,7 +227,7 @@ def test_the_compiled_backbone_is_the_backbone(monkeypatch):
 
 
 def test_the_plan_names_known_models():
-    backbones = {*REST, *PUBLISHED, *PEERS}
+    backbones = {*REST, *RESTV2, *PUBLISHED, *PEERS}
     known = dict(detector=DETECTORS, loading=measure.DIGITS, digits=measure.DIGITS,
                  first_step={*backbones, *DETECTORS})
     for groups in run.PLAN.values():

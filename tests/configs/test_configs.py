@@ -5,6 +5,9 @@ import pytest
 from mmengine.config import Config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
+V2_CHANNELS = dict(tiny=[96, 192, 384, 768], small=[96, 192, 384, 768],
+                   base=[96, 192, 384, 768], large=[128, 256, 512, 1024])
+V2_DROP_PATH = dict(tiny=0.1, small=0.2, base=0.3)
 CHANNELS = dict(lite=[64, 128, 256, 512], small=[64, 128, 256, 512],
                 base=[96, 192, 384, 768], large=[96, 192, 384, 768])
 DROP_PATH = dict(lite=0.1, small=0.1, base=0.2, large=0.2)
@@ -47,7 +50,7 @@ def test_no_two_configs_share_a_work_dir():
     assert Path('work_dirs/rest_small_fpn_1x_coco') in work_dirs  # Mask R-CNN's, in the README
 
 
-@pytest.mark.parametrize('kind', ['retinanet', 'mask_rcnn'])
+@pytest.mark.parametrize('kind', ['faster_rcnn', 'retinanet', 'mask_rcnn'])
 @pytest.mark.parametrize('arch', CHANNELS)
 def test_detectors_follow_the_paper(kind, arch):
     cfg = read(f'{kind}/rest_{arch}_fpn_1x_coco.py')
@@ -121,6 +124,63 @@ def test_classifiers_follow_the_paper(arch):
     assert {a.type for a in cfg.model.train_cfg.augments} == {'Mixup', 'CutMix'}
     _, resize, crop, _ = cfg.test_dataloader.dataset.pipeline
     assert (resize.scale, resize.edge, crop.crop_size) == (256, 'short', 224)
+
+
+@pytest.mark.parametrize('arch', V2_DROP_PATH)
+def test_detectors_with_restv2_follow_rest_or_the_published_code(arch):
+    backbone = dict(type='ResTV2', arch=arch, drop_path_rate=V2_DROP_PATH[arch])
+    short, long = (read(f'mask_rcnn/restv2_{arch}_fpn_{times}x_coco.py') for times in (1, 3))
+    for cfg in (short, long):
+        assert cfg.model.backbone == backbone
+        assert cfg.model.neck.in_channels == V2_CHANNELS[arch]
+        assert cfg.model.data_preprocessor.bgr_to_rgb
+        assert optimizer(cfg) == ('AdamW', 1e-4, 0.05)
+        assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0.)
+        assert cfg.train_dataloader.batch_size == 2
+    v1 = read('mask_rcnn/rest_small_fpn_1x_coco.py')
+    for key in ('train_dataloader', 'param_scheduler', 'train_cfg', 'optim_wrapper'):
+        assert short[key] == v1[key]
+    assert long.optim_wrapper.type == 'AmpOptimWrapper'
+    assert long.optim_wrapper.clip_grad == dict(max_norm=0.01)
+    assert long.train_cfg.max_iters == long.param_scheduler[1].end == 270000
+    assert long.param_scheduler[1].milestones == [210000, 250000]
+    assert kinds(long.train_dataloader)[2:5] == [
+        'RandomCrop', 'RandomChoiceResize', 'RandomFlip']
+    crop = long.train_dataloader.dataset.pipeline[2]
+    assert (crop.crop_type, crop.crop_size) == ('relative', (0.9, 0.9))
+
+
+@pytest.mark.parametrize('arch, recipe', [
+    ('tiny', ('AdamW', 6e-5, 0.01)), ('small', ('AdamW', 1.5e-4, 0.05)),
+    ('base', ('AdamW', 1.5e-4, 0.05))])
+def test_upernet_with_restv2_follows_the_published_code(arch, recipe):
+    cfg = read(f'upernet/restv2_{arch}_8xb2_160k_ade20k.py')
+    assert optimizer(cfg) == recipe
+    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0.)
+    assert cfg.model.backbone == dict(
+        type='ResTV2', arch=arch, drop_path_rate=V2_DROP_PATH[arch])
+    assert cfg.model.decode_head.in_channels == V2_CHANNELS[arch]
+    assert cfg.model.auxiliary_head.in_channels == V2_CHANNELS[arch][2]
+    assert cfg.train_cfg.max_iters == 160000
+
+
+@pytest.mark.parametrize('arch', V2_CHANNELS)
+def test_classifiers_with_restv2_follow_the_published_code(arch):
+    cfg = read(f'classification/restv2_{arch}_8xb256_in1k.py')
+    assert cfg.model.backbone == dict(type='ResTV2', arch=arch, out_indices=(3, ))
+    assert cfg.model.head.in_channels == V2_CHANNELS[arch][-1]
+    assert cfg.model.head.loss == dict(
+        type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
+    assert optimizer(cfg) == ('AdamW', 1.2e-3, 0.05)
+    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0., bias_decay_mult=0.)
+    assert cfg.optim_wrapper.clip_grad.max_norm == 1
+    warm_up, decay = cfg.param_scheduler
+    assert (warm_up.end, decay.begin, decay.eta_min) == (50, 50, 1e-6)
+    ema, = cfg.custom_hooks
+    assert (ema.type, ema.momentum) == ('EMAHook', 1e-4)
+    _, resize, crop, _ = cfg.test_dataloader.dataset.pipeline
+    assert (resize.scale, resize.edge, crop.crop_size) == (248, 'short', 224)
+    assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline
 
 
 def test_ablations_differ_only_in_what_they_name():

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
+from mmrest.apis import build_model
 from tools.analysis_tools.count_flops import count
 
 from .. import golden
@@ -22,19 +23,20 @@ METADATA = {
     for path in load(ROOT / 'model-index.yml')['Import']
     for model in load(ROOT / path)['Models']
 }
+LARGE = [name for name in ALL if 'restv2' in name and 'tiny' not in name]
 
 
 def test_metafiles_list_every_config():
     assert set(METADATA) == {name for name in ALL if 'digits' not in name}
 
 
-@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('name', [name for name in ALL if name not in LARGE])
 def test_a_training_step_and_a_prediction(name):
     cfg = read(name)
     # A skipped block, or a branch that starts as zero, would have no gradient.
     kind = cfg.model.backbone.type
     cfg.model.backbone.update(
-        dict(drop_path_rate=0.) if kind == 'ResT' else dict(zero_init_residual=False))
+        dict(zero_init_residual=False) if kind == 'ResNet' else dict(drop_path_rate=0.))
     model = build(cfg)
     if name in METADATA:
         count = sum(p.numel() for p in model.parameters())
@@ -62,9 +64,21 @@ def check_weight_decay(name, cfg, model, groups):
         assert decay[id(p)] == (0 if none else cfg.optimizer.weight_decay), key
 
 
+@pytest.mark.parametrize('name', LARGE)
+def test_a_large_model(name, many):
+    cfg = read(name)
+    with torch.device('meta'):
+        model = build_model(cfg)
+    assert sum(p.numel() for p in model.parameters()) == METADATA[name]['Parameters']
+    if many(False, True):
+        test_a_training_step_and_a_prediction(name)
+
+
 @pytest.mark.parametrize('name, millions, rel', [
     ('retinanet/rest_small', 23.400, 1e-4), ('retinanet/rest_base', 40.496, 1e-4),
-    ('mask_rcnn/rest_small', 33.3, 0.01), ('mask_rcnn/rest_base', 49.8, 0.01)])
+    ('mask_rcnn/rest_small', 33.3, 0.01), ('mask_rcnn/rest_base', 49.8, 0.01),
+    ('mask_rcnn/restv2_tiny', 49.9, 1e-3), ('mask_rcnn/restv2_small', 60.7, 1e-3),
+    ('mask_rcnn/restv2_base', 75.5, 1e-3)])
 def test_detectors_have_as_many_parameters_as_the_paper_reports(name, millions, rel):
     count = METADATA[f'{name}_fpn_1x_coco.py']['Parameters']
     assert count == pytest.approx(millions * 1e6, rel=rel)
@@ -73,20 +87,28 @@ def test_detectors_have_as_many_parameters_as_the_paper_reports(name, millions, 
 @pytest.mark.parametrize('name, shape', [
     ('retinanet/rest_lite_fpn_1x_coco.py', (800, 1280)),
     ('semantic_fpn/rest_small_fpn_8xb4_40k_ade20k.py', (512, 512)),
-    ('upernet/rest_small_8xb2_160k_ade20k.py', (512, 512))])
+    ('upernet/rest_small_8xb2_160k_ade20k.py', (512, 512)),
+    ('classification/restv2_tiny_8xb256_in1k.py', (224, 224))])
 def test_metafiles_have_the_flops_that_the_script_measures(name, shape):
+    """ResT's authors count without the attention, ResTv2's with it."""
     cfg = read(name)
     init_default_scope(cfg.default_scope)
-    _, published, _ = count(cfg, shape)
-    assert METADATA[name]['FLOPs'] == round(published, -7)
+    _, layers, total = count(cfg, shape)
+    assert METADATA[name]['FLOPs'] == round(total if 'restv2' in name else layers, -7)
 
 
-def test_logits_are_the_published_classifiers(tmp_path):
+@pytest.mark.parametrize('family, arch, file', [
+    ('rest', 'lite', 'rest_lite_2x3x224x224_7'),
+    ('restv2', 'tiny', 'restv2_tiny_1x3x160x224_32'),
+    ('restv2', 'tiny', 'restv2_tiny_1x3x97x131_42_odd')])
+def test_logits_are_the_published_classifiers(family, arch, file, tmp_path):
     """Backbone and head start from one file, as the authors release it."""
-    gold = np.load(golden.DATA / 'rest_lite_2x3x224x224_7.npz')
-    path = tmp_path / 'rest_lite.pth'
-    torch.save({'model': golden.draw_weights('lite')}, path)
-    cfg = read('classification/rest_lite_8xb256_in1k.py')
+    gold = np.load(golden.DATA / f'{file}.npz')
+    path = tmp_path / f'{family}_{arch}.pth'
+    weights = golden.draw_weights(arch, family)
+    weights = {k: v for k, v in weights.items() if not k.startswith('norm_')}
+    torch.save({'model': weights}, path)
+    cfg = read(f'classification/{family}_{arch}_8xb256_in1k.py')
     init_default_scope('mmpretrain')
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path))
     cfg.model.head.init_cfg = dict(type='ResTHead', checkpoint=str(path))
@@ -96,9 +118,14 @@ def test_logits_are_the_published_classifiers(tmp_path):
     assert_close(logits, torch.from_numpy(gold['logits']), rtol=1e-9, atol=1e-9)
 
 
-def test_learning_rates_decay_with_depth():
+@pytest.mark.parametrize('name, lr, depths', [
+    ('rest_lite', 5e-4, {'stem.conv1.weight': 0, 'stage3.1.mlp.fc1.bias': 6,
+                         'norm4.weight': 8}),
+    ('restv2_tiny', 1.2e-3, {'stem.proj.0.weight': 0, 'stage3.1.mlp.fc1.bias': 5,
+                             'norm_4.weight': 11})])
+def test_learning_rates_decay_with_depth(name, lr, depths):
     """With MMPretrain's constructor, as in configs/classification/README.md."""
-    cfg = read('classification/rest_lite_8xb256_in1k.py')
+    cfg = read(f'classification/{name}_8xb256_in1k.py')
     model = build(cfg)
     cfg.optim_wrapper.update(
         constructor='LearningRateDecayOptimWrapperConstructor',
@@ -106,8 +133,8 @@ def test_learning_rates_decay_with_depth():
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     groups = {group['param_name']: group for group in optimizer.param_groups}
     assert len(groups) == len(list(model.parameters()))
-    for name, depth, decay in [('backbone.stem.conv1.weight', 0, 0.05),
-                               ('backbone.stage3.1.mlp.fc1.bias', 6, 0.),
-                               ('backbone.norm4.weight', 8, 0.), ('head.fc.weight', 9, 0.05)]:
-        assert groups[name]['lr'] == pytest.approx(5e-4 * 0.8**(9 - depth))
+    last = max(depths.values()) + 1
+    depths = {**{f'backbone.{k}': v for k, v in depths.items()}, 'head.fc.weight': last}
+    for (name, depth), decay in zip(depths.items(), (0.05, 0., 0., 0.05)):
+        assert groups[name]['lr'] == pytest.approx(lr * 0.8**(last - depth))
         assert groups[name]['weight_decay'] == decay

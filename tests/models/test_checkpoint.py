@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import load_checkpoint
 
-from mmrest import ResT
+from mmrest import ResT, ResTV2
 from mmrest.safe_reading import UnsafeCheckpointError, read_state_dict
 
 from .. import golden
@@ -40,11 +41,11 @@ def published(path, arch='lite'):
     return path
 
 
-def load(path, prefix=None, arch='lite', **kwargs):
+def load(path, prefix=None, arch='lite', kind=ResT, **kwargs):
     cfg = dict(type='Pretrained', checkpoint=str(path))
     if prefix is not None:
         cfg['prefix'] = prefix
-    model = ResT(arch, init_cfg=cfg, **kwargs).double()
+    model = kind(arch, init_cfg=cfg, **kwargs).double()
     model.init_weights()
     return model
 
@@ -196,6 +197,72 @@ def test_head_of_a_published_classifier(tmp_path):
     torch.testing.assert_close(head.fc.bias, weights['head.bias'], rtol=0, atol=0)
     with pytest.raises(ValueError, match=r'\(1000, 512\).*\(10, 512\)'):
         WEIGHT_INITIALIZERS.build(dict(type='ResTHead', checkpoint=str(path)))(Head(10))
+
+
+# Published files of ResTv2
+
+
+def save_v2(layout, path, arch='tiny'):
+    """As the authors' classification, segmentation (MMSegmentation) and detection code does."""
+    weights = golden.draw_weights(arch, 'restv2')
+    if layout == 'classification':
+        weights = {k: v for k, v in weights.items() if not k.startswith('norm_')}
+        torch.save(dict(model=weights, args=argparse.Namespace(model='restv2_tiny')), path)
+        return None
+    weights = {k: v for k, v in weights.items() if not k.startswith(('norm.', 'head.'))}
+    if layout == 'segmentation':
+        state = {f'backbone.{k}': v for k, v in weights.items()}
+        torch.save(dict(state_dict=dict(state, **{'decode_head.x': torch.zeros(1)})), path)
+        return 'backbone.'
+    names = {k: re.sub('^(norm_.)', r'\1.0', k) for k in weights}
+    state = {f'backbone.bottom_up.{names[k]}': v for k, v in weights.items()}
+    torch.save(dict(model=state), path)
+    return 'backbone.bottom_up.'
+
+
+@pytest.mark.parametrize('layout', ['classification', 'segmentation', 'detection'])
+def test_published_files_of_restv2(layout, tmp_path, log):
+    path = tmp_path / 'restv2_tiny.pth'
+    prefix = save_v2(layout, path)
+    model = load(path, prefix, 'tiny', ResTV2)
+    weights = golden.draw_weights('tiny', 'restv2')
+    for name, value in model.state_dict().items():
+        if layout == 'classification' and name.startswith('norm_'):
+            assert (value == name.endswith('weight')).all(), name
+        else:
+            torch.testing.assert_close(value, weights[name], rtol=0, atol=0)
+    line, = (line for line in log.getvalue().splitlines() if 'loaded' in line)
+    if layout == 'classification':  # a classifier's norm is another one than norm_4
+        assert "ResTV2(arch='tiny'): loaded 29,664,240 of 29,667,120 parameters" in line
+        missing, unused = line.split('not used:')
+        assert 'norm_4.weight, norm_4.bias' in missing
+        assert unused == ' norm.weight, norm.bias, head.weight, head.bias'
+    else:
+        assert 'loaded 29,667,120 of 29,667,120 parameters' in line and 'not used: none' in line
+
+
+def test_a_classifier_of_restv2_takes_the_norm_of_one(tmp_path):
+    save_v2('classification', tmp_path / 'restv2_tiny.pth')
+    model = load(tmp_path / 'restv2_tiny.pth', None, 'tiny', ResTV2, out_indices=(3, ))
+    want = golden.draw_weights('tiny', 'restv2')['norm.weight']
+    torch.testing.assert_close(model.norm_4.weight.detach(), want, rtol=0, atol=0)
+
+
+def test_files_of_another_restv2_are_refused_and_named(tmp_path):
+    path = tmp_path / 'weights.pth'
+    save_v2('classification', path)
+    for kind, arch in ((ResTV2, 'small'), (ResT, 'lite')):
+        with pytest.raises(ValueError) as raised:
+            load(path, None, arch, kind)
+        words = f"looks like ResTV2(arch='tiny'), does not fit {kind.__name__}("
+        assert words in str(raised.value)
+    with pytest.raises(ValueError, match=r"looks like ResT\(arch='lite'\).*ResTV2\(arch='t"):
+        load(published(tmp_path / 'rest_lite.pth'), None, 'tiny', ResTV2)
+    arch = dict(embed_dims=(128, 256, 512, 1024), depths=(2, 3, 16, 3), num_heads=(1, 2, 4, 8),
+                sr_ratios=(8, 4, 2, 1))
+    torch.save(ResTV2(arch).state_dict(), path)
+    with pytest.raises(ValueError, match='another network than ResTV2.*depths are 2 3 16 3'):
+        load(path, None, 'large', ResTV2)
 
 
 # safetensors

@@ -15,7 +15,7 @@ from mmengine.utils import digit_version
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmrest import ResT
+from mmrest import ResT, ResTV2
 from mmrest.apis import (
     as_picture,
     build_model,
@@ -28,6 +28,7 @@ from mmrest.ops.emsa.reference import attention
 
 from .conftest import ROOT, call
 
+CLASSIFIER_V2 = str(ROOT / 'configs/classification/restv2_tiny_digits.py')
 CLASSIFIER = str(ROOT / 'configs/classification/rest_lite_digits.py')
 DETECTOR = str(ROOT / 'configs/mask_rcnn/rest_lite_fpn_digits.py')
 
@@ -41,13 +42,14 @@ def tool(monkeypatch):
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-    """Images of 96 x 128 and 48 x 48, and both models' weights."""
+    """Images of 96 x 128 and 48 x 48, and the models' weights."""
     folder = tmp_path_factory.mktemp('analysis')
     rng = np.random.default_rng(0)
     for name, shape in (('image', (96, 128, 3)), ('square', (48, 48, 3))):
         cv2.imwrite(str(folder / f'{name}.png'), rng.integers(0, 255, shape, np.uint8))
     torch.manual_seed(0)
-    for name, config in (('classifier', CLASSIFIER), ('detector', DETECTOR)):
+    for name, config in (('detector', DETECTOR), ('classifier', CLASSIFIER),
+                         ('classifier_v2', CLASSIFIER_V2)):
         torch.save(build(config).state_dict(), folder / f'{name}.pth')
     return folder
 
@@ -114,17 +116,26 @@ def test_a_mistake_is_a_sentence_and_a_bug_a_traceback():
 
 
 @pytest.mark.parametrize('stage', [1, 2, 3, 4])
-def test_attention_of_a_point_is_the_models_own(stage, tool):
-    """Its rows, normalised and multiplied by the values, give EMSA's output at the point."""
+@pytest.mark.parametrize('kind', [ResT, ResTV2])
+def test_attention_of_a_point_is_the_models_own(kind, stage, tool):
+    """Its rows, normalised and multiplied by the values, give EMSA's output at the point.
+
+    EMSAv2 adds the up-sampled values to it.
+    """
     tool = tool('vis_attention')
     torch.manual_seed(stage)
-    rest = ResT('lite').double().eval()
+    arch = dict(ResT.arch_zoo['lite'])
+    del arch['drop_path_rate']
+    rest = kind(arch).double().eval()
     for parameter in rest.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     image = torch.randn(1, 3, 75, 110, dtype=torch.double)
     block = getattr(rest, f'stage{stage}')[-1].attn
     seen = []
     block.register_forward_hook(lambda _, args, out: seen.append((*args, out)))
+    added = []
+    if kind is ResTV2:
+        block.up_norm.register_forward_hook(lambda _, args, out: added.append(out))
     found = tool.attention_of_point(rest, image, (40, 70), stage)
     (x, (H, W), out), = seen
     query = 40 * H // 75 * W + 70 * W // 110
@@ -142,6 +153,7 @@ def test_attention_of_a_point_is_the_models_own(stage, tool):
         weights = (weights - 1 / M) * (variance + 1e-5).rsqrt()[:, None]
         assert_close(weights, whole[0, :, query])
     mixed = (weights[:, None] @ v[0]).flatten()  # (h, 1, d) -> (C,)
+    mixed = mixed + sum(x[0, query] for x in added)
     assert_close(block.proj(mixed), out[0, query])
 
 
@@ -156,12 +168,16 @@ def test_attention_of_a_point_outside_is_refused(tool):
         tool.attention_of_point(rest, torch.zeros(1, 3, 64, 64), (0, 0), 1, 2)
 
 
-@pytest.mark.parametrize('layer', ['backbone.stage3.1', 'backbone.norm4'])
-def test_grad_cam_by_mmpretrains_own_script(layer, files, tmp_path, monkeypatch):
+@pytest.mark.parametrize('config, weights, layer', [
+    (CLASSIFIER, 'classifier', 'backbone.stage3.1'),
+    (CLASSIFIER, 'classifier', 'backbone.norm4'),
+    (CLASSIFIER_V2, 'classifier_v2', 'backbone.norm_4')])
+def test_grad_cam_by_mmpretrains_own_script(config, weights, layer, files, tmp_path,
+                                            monkeypatch):
     """The command of the documentation."""
     script = mmpretrain.__path__[0] + '/.mim/tools/visualization/vis_cam.py'
     image, out = files / 'square.png', tmp_path / 'cam.png'
-    args = [image, CLASSIFIER, files / 'classifier.pth', '--vit-like', '--target-layers', layer,
+    args = [image, config, files / f'{weights}.pth', '--vit-like', '--target-layers', layer,
             '--save-path', out]
     monkeypatch.setattr(sys, 'argv', [script, *map(str, args)])
     runpy.run_path(script, run_name='__main__')
@@ -171,9 +187,10 @@ def test_grad_cam_by_mmpretrains_own_script(layer, files, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize('shape', [(64, 64), (75, 110)])
-def test_flops_are_those_of_the_equations(shape, tool):
+@pytest.mark.parametrize('config, heads', [(CLASSIFIER, (2, 4, 8)), (CLASSIFIER_V2, ())])
+def test_flops_are_those_of_the_equations(config, heads, shape, tool):
     """torch's own counter on the reference backend, which computes the map by products."""
-    cfg = read_config(CLASSIFIER)
+    cfg = read_config(config)
     cfg.model.backbone.pop('init_cfg', None)
     parameters, published, full = tool('count_flops').count(cfg, shape)
     cfg.model.backbone.backend = 'reference'
@@ -182,7 +199,7 @@ def test_flops_are_those_of_the_equations(shape, tool):
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(torch.empty(1, 3, *shape, device='meta'), mode='tensor')
-    vectors = 2 * sum(h * h * (h + 1) for h in (2, 4, 8))  # transform_conv's, in two blocks
+    vectors = 2 * sum(h * h * (h + 1) for h in heads)  # transform_conv's, in two blocks
     assert full == counter.get_total_flops() // 2 - vectors
     products = counter.get_flop_counts()['Global'][torch.ops.aten.bmm] // 2
     assert published == full - products

@@ -19,19 +19,11 @@ aten = torch.ops.aten
 LAYERS = (aten.convolution, aten.mm, aten.addmm)
 
 
-def emsa_flops(q, k, v, mix, *args, **kwargs) -> int:
-    """FLOPs of EMSA's attention, 2 for each multiply-add, from the shapes of its tensors."""
-    (B, h, N, d), M = q, k[2]
-    return 2 * B * h * N * M * (2 * d + (h if mix else 0))
-
-
 def count(cfg: Config, shape: Tuple[int, int]) -> Tuple[int, int, int]:
     """Parameters, multiply-adds as published, and with those of the attention."""
     model = build_model(cfg)
     inputs = example(cfg, model, shape)
-    # Before torch 2.4 there is no such operator, and the products in it are counted.
-    operator = getattr(torch.ops.mmrest, 'emsa_chunked', None)
-    counter = FlopCounterMode(display=False, custom_mapping={operator: emsa_flops})
+    counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(**inputs, mode='tensor')
     # EMSA calls transform_conv on h + 1 vectors. The mixing itself counts as attention.

@@ -1,8 +1,7 @@
 """The stem and the patch embeddings of ResT (section 3.3, figure 4 of its paper) and ResTv2."""
-import torch
 from torch import Tensor, nn
 
-from .layout import image_to_tokens, tokens_to_image
+from .layout import channels_last, image_to_tokens, tokens_to_image
 from .position import PixelAttention
 
 
@@ -29,7 +28,7 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.norm1(self.conv1(x)))
         x = self.act(self.norm2(self.conv2(x)))
-        return self.pos(self.conv3(x).contiguous(memory_format=torch.channels_last))
+        return self.pos(channels_last(self.conv3(x)))
 
 
 class PatchEmbed(nn.Module):
@@ -58,7 +57,7 @@ class PatchEmbedV2(nn.Module):
         return nn.Conv2d(in_channels, embed_dims, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pos(self.proj(x).contiguous(memory_format=torch.channels_last))
+        x = self.pos(channels_last(self.proj(x)))
         return tokens_to_image(self.norm(image_to_tokens(x)), x.shape[-2:])
 
 

@@ -1,10 +1,12 @@
 from typing import Optional, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ...ops import choose_backend, emsa_attention
 from .layout import image_to_tokens, tokens_to_image
+
+fx.wrap('emsa_attention')  # one node in the graphs of torch.fx
 
 
 class EMSA(nn.Module):
@@ -41,6 +43,7 @@ class EMSA(nn.Module):
         if embed_dims % num_heads:
             raise ValueError(f'{embed_dims=} must be a multiple of {num_heads=}')
         self.num_heads = num_heads
+        self.scale = (embed_dims // num_heads)**-0.5  # exact, where a traced size is float32
         self.backend = choose_backend(backend)
         self.q = nn.Linear(embed_dims, embed_dims)
         self.kv = nn.Linear(embed_dims, 2 * embed_dims)
@@ -67,18 +70,18 @@ class EMSA(nn.Module):
         """
         q, k, v = self.project(x, hw)
         out = emsa_attention(  # (B, h, N, d)
-            q, k, v, *self.mixing(q), normalize=self.normalize, backend=self.backend)
-        return self.proj(out.transpose(1, 2).reshape(x.shape))
+            q, k, v, *self.mixing(q), scale=self.scale, normalize=self.normalize,
+            backend=self.backend)
+        return self.proj(out.transpose(1, 2).flatten(2))
 
     def project(self, x: Tensor, hw: Tuple[int, int]) -> Tuple[Tensor, Tensor, Tensor]:
         """Queries (B, h, N, d), and keys and values (B, h, M, d) of the reduced image."""
-        B, N, C = x.shape
         h = self.num_heads
-        q = self.q(x).view(B, N, h, C // h).transpose(1, 2)  # (B, h, N, d)
+        q = self.q(x).unflatten(-1, (h, -1)).transpose(1, 2)  # (B, h, N, d)
         if self.sr_ratio > 1:
             x = image_to_tokens(self.sr(tokens_to_image(x, hw)))  # (B, M, C)
             x = self.sr_norm(x)
-        kv = self.kv(x).view(B, -1, 2, h, C // h)
+        kv = self.kv(x).unflatten(-1, (2, h, -1))  # (B, M, 2, h, d)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
         return q, k, v
 
@@ -92,7 +95,13 @@ class EMSA(nn.Module):
         if not self.mix_heads:
             return None, None
         h = self.num_heads
-        # Times 256, the weight keeps its digits beside a larger bias, in 16 bits too.
-        units = 256 * torch.eye(h, h + 1, device=q.device).to(q.dtype)
-        out = self.transform_conv(units[None, :, :, None])[0, :, :, 0]  # (h, h + 1)
+        out = self.transform_conv(_units(h, q))[0, :, :, 0]  # (h, h + 1)
         return (out[:, :h] - out[:, h:]) / 256, out[:, h]
+
+
+@fx.wrap
+def _units(h: int, like: Tensor) -> Tensor:
+    """The h unit vectors times 256, and zero, as an image (1, h, h + 1, 1)."""
+    # Times 256, a weight keeps its digits beside a larger bias, in 16 bits too.
+    units = 256 * torch.eye(h, h + 1, device=like.device).to(like.dtype)
+    return units[None, :, :, None]

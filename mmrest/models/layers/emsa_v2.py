@@ -1,10 +1,12 @@
 from typing import Optional, Tuple
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ...ops import emsa_attention
 from .emsa import EMSA
 from .layout import image_to_tokens, tokens_to_image
+
+fx.wrap('emsa_attention')  # one node in the graphs of torch.fx
 
 
 class EMSAv2(EMSA):
@@ -45,8 +47,9 @@ class EMSAv2(EMSA):
     def forward(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
         """Attend over the tokens (B, N, C) of an image of size ``hw`` = (H, W), N = H W."""
         q, k, v = self.project(x, hw)
-        out = emsa_attention(q, k, v, normalize=False, backend=self.backend)  # (B, h, N, d)
-        out = out.transpose(1, 2).reshape(x.shape)  # (B, N, C)
+        out = emsa_attention(  # (B, h, N, d)
+            q, k, v, scale=self.scale, normalize=False, backend=self.backend)
+        out = out.transpose(1, 2).flatten(2)  # (B, N, C)
         H, W = hw
         reduced = (H - 1) // self.sr_ratio + 1, (W - 1) // self.sr_ratio + 1
         values = tokens_to_image(v.transpose(1, 2).flatten(2), reduced)  # (B, C, H/s, W/s)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import chunked, reference
+from .library import check
 
 BACKENDS = {'reference': reference, 'chunked': chunked}
 try:
@@ -56,7 +57,8 @@ def emsa_attention(
     """``IN(softmax(Conv(scale * q k^T))) v``, equation (4) of the ResT paper.
 
     Without mixing and normalisation this is plain attention. PyTorch's own
-    ``scaled_dot_product_attention`` computes it, except for 'chunked' on a CPU.
+    ``scaled_dot_product_attention`` computes it, except for 'reference', and for 'chunked' on
+    a CPU.
 
     Args:
         q (Tensor): Queries, (B, h, N, d). All tensors may have any strides.
@@ -73,7 +75,8 @@ def emsa_attention(
         backend (str, optional): 'reference' (the equations, with the whole map in memory),
             'chunked' (PyTorch on any device, keeps no N x M map), 'triton' (fused CUDA
             kernels) or 'auto': 'triton' on CUDA where it can run, otherwise 'chunked', and
-            'reference' during an export, whose graph has to run without mmrest.
+            'reference' during an export, whose graph has to run without mmrest, and inside
+            ``torch.func``. Only 'reference' can be differentiated twice or by ``torch.func``.
             ``None``: see :func:`choose_backend`.
 
     Returns:
@@ -90,21 +93,26 @@ def emsa_attention(
     if isinstance(scale, Tensor) and scale.requires_grad:
         raise TypeError('scale must be a number, it gets no gradient: multiply q by it instead')
     backend = choose_backend(backend)
-    plain = mix is None and not normalize
-    if backend == 'auto' and not (plain and q.is_cuda):
-        backend = _choose(q)
+    exporting, in_func = _is_exporting(), _in_torch_func()
+    if backend == 'auto' and (exporting or in_func):
+        backend = 'reference'
+    if not exporting:  # a trace would take the sizes' comparison for a constant
+        check(q, k, v, mix)
     scale = q.shape[-1]**-0.5 if scale is None else scale
-    if plain and (q.is_cuda or backend != 'chunked'):
+    plain = mix is None and not normalize and backend != 'reference'
+    if plain and not exporting and (q.is_cuda or backend != 'chunked'):
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    if backend == 'auto':
+        backend = _choose(q)
     reason = BACKENDS[backend].why_not(q)
+    if in_func and backend != 'reference':
+        reason = "torch.func needs backend='reference' or 'auto'"
     if reason:
         raise RuntimeError(f'{backend=} cannot run: {reason}')
     return BACKENDS[backend].attention(q, k, v, mix, bias, scale, normalize, eps)
 
 
 def _choose(q: Tensor) -> str:
-    if _is_exporting():
-        return 'reference'
     if not q.is_cuda:
         return 'chunked'
     reason = NO_TRITON or BACKENDS['triton'].why_not(q)
@@ -121,6 +129,11 @@ def _is_exporting() -> bool:
     """Whether torch.export, torch.onnx or torch.jit.trace is writing a graph."""
     is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # not in torch 2.1
     return is_exporting() or torch.jit.is_tracing()
+
+
+@torch.compiler.assume_constant_result
+def _in_torch_func() -> bool:
+    return torch._C._are_functorch_transforms_active()
 
 
 @torch.compiler.assume_constant_result

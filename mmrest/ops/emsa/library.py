@@ -1,13 +1,17 @@
 """What the backends without an N x M map share: their operators and their gradient."""
+import inspect
 from typing import Callable, Optional
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils import flop_counter
 
 
 def opaque(name: str, fake: Callable) -> Callable:
     """Make a function one node of a compiled graph, whose loops are not unrolled.
+
+    PyTorch's ``FlopCounterMode`` counts the multiply-adds of the node.
 
     Args:
         name (str): Its name among ``torch.ops.mmrest``.
@@ -21,9 +25,36 @@ def opaque(name: str, fake: Callable) -> Callable:
             return function
         op = torch.library.custom_op(f'mmrest::{name}', function, mutates_args=())
         op.register_fake(fake)
+
+        def flops(*shapes, out_shape, **kwargs) -> int:
+            return _flops(**inspect.signature(function).bind(*shapes, **kwargs).arguments)
+
+        flop_counter.register_flop_formula(getattr(torch.ops.mmrest, name))(flops)
         return op
 
     return decorate
+
+
+def _flops(q, k, mix, grad=None, **rest) -> int:
+    """2 for each multiply-add, from the shapes of an operator's tensors."""
+    (B, h, N, d), M, mixed = q, k[2], mix[0] if mix else 0
+    # Forward: scores, mixing, map by values. Backward: all but the last again, and their
+    # gradients.
+    each = 2 * d + mixed if grad is None else 5 * d + 3 * mixed
+    return 2 * B * h * N * M * each
+
+
+def _count_plain_attention(name: str, formula: Callable, inputs: int) -> None:
+    """PyTorch's ``FlopCounterMode`` does not know its own plain attention on a CPU."""
+    op = getattr(torch.ops.aten, name, None)
+    if op is not None and op not in flop_counter.flop_registry:
+        flop_counter.register_flop_formula(op)(
+            lambda *shapes, **kwargs: formula(*shapes[:inputs]))
+
+
+_SDPA = '_scaled_dot_product_flash_attention_for_cpu'
+_count_plain_attention(_SDPA, flop_counter.sdpa_flop_count, 3)
+_count_plain_attention(f'{_SDPA}_backward', flop_counter.sdpa_backward_flop_count, 4)
 
 
 def empty_heads(like: Tensor, dtype: Optional[torch.dtype] = None) -> Tensor:
@@ -37,7 +68,6 @@ class EMSAFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, forward, backward, q, k, v, mix, bias, scale, normalize, eps):
-        _check(q, k, v, mix)
         out, *statistics = forward(q, k, v, mix, scale, normalize, eps)
         ctx.save_for_backward(out, *statistics, q, k, v, mix, bias)
         ctx.compute_gradients, ctx.scale, ctx.normalize = backward, scale, normalize
@@ -54,8 +84,8 @@ class EMSAFunction(torch.autograd.Function):
         return (None, None, dq, dk, dv, None if mix is None else dmix, dbias, None, None, None)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor]) -> None:
-    """The operators index every tensor by q's sizes: others would give wrong numbers."""
+def check(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor]) -> None:
+    """Raise unless q, k, v and mix fit. Other sizes would give wrong numbers, or broadcast."""
     (B, h, _, d), M = q.shape, k.shape[2]
     shapes = dict(k=(B, h, M, d), v=(B, h, M, d), mix=(h, h))
     for (name, shape), x in zip(shapes.items(), (k, v, mix)):

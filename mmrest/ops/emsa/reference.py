@@ -15,7 +15,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], bias: Opti
     """See :func:`~mmrest.ops.emsa_attention`."""
     attn = attention_map(q, k, mix, bias, scale)  # (B, h, N, M)
     if normalize:
-        attn = attn - 1 / k.shape[2]  # the mean, as rows sum to one
+        # The mean, as rows sum to one. A traced size divides a tensor in the tensor's type.
+        attn = attn - attn.new_ones(()) / k.shape[2]
         var = attn.square().mean(dim=(-2, -1), keepdim=True)  # (B, h, 1, 1)
         attn = attn * torch.rsqrt(var + eps)
     return (attn.to(v.dtype) @ v).to(v.dtype)  # autocast may make the product another type

@@ -1,0 +1,3 @@
+from .export import describe, export
+
+__all__ = ['describe', 'export']

@@ -1,0 +1,142 @@
+"""Classifiers, segmenters and backbones as plain modules that can be exported."""
+import copy
+from typing import Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..apis import find_rest
+
+
+class Preprocess(nn.Module):
+    """RGB images (B, 3, H, W), uint8, to what a config's data preprocessor gives.
+
+    They are normalised, and padded at the bottom and at the right to the config's divisor.
+    """
+
+    def __init__(self, preprocessor: nn.Module):
+        super().__init__()
+        converts = any(
+            getattr(preprocessor, name, False) for name in ('_channel_conversion', 'to_rgb'))
+        self.reverse = not converts  # mm loads BGR
+        if preprocessor._enable_normalize:
+            self.register_buffer('mean', preprocessor.mean.view(-1, 1, 1))
+            self.register_buffer('std', preprocessor.std.view(-1, 1, 1))
+        self.normalize = preprocessor._enable_normalize
+        if hasattr(preprocessor, 'test_cfg'):  # MMSegmentation
+            self.divisor = (preprocessor.test_cfg or {}).get('size_divisor') or 1
+            self.value = preprocessor.pad_val
+        else:
+            self.divisor, self.value = preprocessor.pad_size_divisor, preprocessor.pad_value
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = image.float()
+        if self.reverse:
+            image = image.flip(1)
+        if self.normalize:
+            image = (image - self.mean) / self.std
+        if self.divisor > 1:
+            # Not -H % n: with that, torch.export reasons about sizes for minutes.
+            (H, W), n = image.shape[-2:], self.divisor
+            below, right = (H + n - 1) // n * n - H, (W + n - 1) // n * n - W
+            image = F.pad(image, (0, right, 0, below), value=self.value)
+        return image
+
+
+class Classifier(nn.Module):
+    """MMPretrain's ImageClassifier: images to logits (B, classes)."""
+    names = ('logits', )
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.preprocess = Preprocess(model.data_preprocessor)
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model(self.preprocess(image), mode='tensor')
+
+
+class Segmenter(nn.Module):
+    """MMSegmentation's EncoderDecoder: images to the class of each pixel (B, H, W), int64.
+
+    Raises:
+        ValueError: It is tested on crops (``test_cfg.mode='slide'``) or has one output.
+    """
+    names = ('labels', )
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        mode = model.test_cfg.get('mode', 'whole')
+        if mode != 'whole':
+            raise ValueError(f"test_cfg.mode={mode!r} cannot be exported, it must be 'whole'")
+        if model.out_channels == 1:
+            raise ValueError('a segmenter with out_channels=1 cannot be exported')
+        self.preprocess = Preprocess(model.data_preprocessor)
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        H, W = image.shape[-2:]
+        image = self.preprocess(image)
+        logits = F.interpolate(
+            self.model(image, mode='tensor'), size=image.shape[-2:], mode='bilinear',
+            align_corners=self.model.align_corners)
+        return logits[..., :H, :W].argmax(1)
+
+
+class Backbone(nn.Module):
+    """A model's ResT: what the data preprocessor gives to the features of the stages."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.rest = find_rest(model)
+        self.names = tuple(f'stage{i + 1}' for i in self.rest.out_indices)
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+        return self.rest(image)
+
+
+class AdaptivePool(nn.Module):
+    """AdaptiveAvgPool2d by two products: the exporter takes its bins for constants."""
+
+    def __init__(self, pool: nn.AdaptiveAvgPool2d):
+        super().__init__()
+        size = pool.output_size
+        self.size = (size, size) if isinstance(size, int) else size
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (self.weight(*pair, x) for pair in zip(self.size, x.shape[-2:]))
+        return rows @ x @ columns.T
+
+    @staticmethod
+    def weight(bins: int, n: int, like: Tensor) -> Tensor:
+        """(bins, n): how much of each bin's mean every one of n pixels is."""
+        i, j = torch.arange(bins)[:, None], torch.arange(n)
+        inside = (j >= i * n // bins) & (j < ((i + 1) * n + bins - 1) // bins)
+        inside = inside.to(like)
+        return inside / inside.sum(1, keepdim=True)
+
+
+class Upsample(nn.Module):
+    """mmseg's Upsample by a factor: the exporter takes ``int(size * 2.)`` for a constant."""
+
+    def __init__(self, up: nn.Module):
+        super().__init__()
+        self.factor = int(up.scale_factor)
+        self.options = dict(mode=up.mode, align_corners=up.align_corners)
+
+    def forward(self, x: Tensor) -> Tensor:
+        H, W = x.shape[-2:]
+        return F.interpolate(x, size=(self.factor * H, self.factor * W), **self.options)
+
+
+def replace_constants(model: nn.Module) -> nn.Module:
+    """A copy of a model without the modules whose sizes would become constants."""
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
+                setattr(module, name, AdaptivePool(child))
+            elif type(child).__name__ == 'Upsample' and getattr(child, 'scale_factor', None):
+                setattr(module, name, Upsample(child))
+    return model

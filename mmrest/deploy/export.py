@@ -1,0 +1,179 @@
+"""Whole models as ONNX files that run without PyTorch and mm."""
+import json
+import warnings
+from pathlib import Path
+from typing import Dict, Optional, Sequence, Union
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from torch import nn
+
+from ..apis import find_rest
+from ..files import write_whole
+from ..safe_reading import read_file
+from . import attention, detectors, gate
+from .dense import Backbone, Classifier, Segmenter, replace_constants
+
+# What exports a model of mm, and what checks the result.
+FAMILIES = {
+    'ImageClassifier': (Classifier, gate.check_logits),
+    'EncoderDecoder': (Segmenter, gate.check_label_maps),
+    'RetinaNet': (detectors.OneStage, gate.check_detections),
+    'FasterRCNN': (detectors.TwoStage, gate.check_detections),
+    'MaskRCNN': (detectors.TwoStage, gate.check_detections),
+}
+EXPORTED = (2, 128, 160)  # batch, height and width of the example
+NEEDED = 'run `pip install onnx onnxruntime onnxscript`'
+
+
+def export(model: nn.Module,
+           path: Union[str, Path],
+           metadata: Optional[Dict[str, str]] = None,
+           backbone: bool = False,
+           images: Sequence[str] = ()) -> Dict[str, float]:
+    """Write a model as one ONNX file of standard operators, for any batch, height and width.
+
+    The file takes ``image``, uint8 RGB (B, 3, H, W), and gives what the classes of
+    :mod:`mmrest.deploy.dense` and :mod:`mmrest.deploy.detectors` say. The backbone alone takes
+    float32, as the data preprocessor gives it.
+
+    Args:
+        model (nn.Module): A whole model of mm in eval mode, see
+            :func:`~mmrest.apis.build_model`. It is not changed.
+        path (str | Path): The file.
+        metadata (dict, optional): The file's metadata, see :func:`describe`.
+        backbone (bool): Whether to export the model's ResT alone.
+        images (Sequence[str]): Image files to check a detector on, which may find nothing in
+            random pictures.
+
+    Returns:
+        dict[str, float]: The largest differences from mm's ``predict`` at the sizes of
+        :data:`mmrest.deploy.gate.SIZES`.
+
+    Raises:
+        ValueError: The model cannot be exported, or onnxruntime disagrees with mm's
+            ``predict`` at one of these sizes. Nothing is written.
+        ImportError: A package that writes or runs ONNX is not installed, or PyTorch is older
+            than 2.6.
+    """
+    if not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'):
+        raise ImportError(f'torch {torch.__version__} cannot export dynamic sizes; '
+                          'torch 2.6 or newer is needed')
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f'{error}: {NEEDED}') from error
+    kind = type(model).__name__
+    if backbone:
+        wrapper, check = Backbone, gate.check_features
+        model = find_rest(model)
+    elif kind in FAMILIES:
+        wrapper, check = FAMILIES[kind]
+    else:
+        raise ValueError(f'{kind} cannot be exported as a whole, only {sorted(FAMILIES)}; '
+                         'its ResT can (--part backbone)')
+    proto = to_onnx(wrapper(replace_constants(model)).eval(), metadata or {})
+    content = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+    result = {}
+    for number, size in enumerate(gate.SIZES):
+        image = gate.pictures(size, images, number)
+        if backbone:
+            image = (image - 128.) / 64.  # about what normalisation gives
+        outputs = session.run(None, dict(image=image.numpy()))
+        try:
+            errors = check(model, image, outputs)
+        except ValueError as error:
+            sizes = 'x'.join(map(str, size))
+            raise ValueError(f"not written: at {sizes}, ONNX disagrees with mm's predict: "
+                             f'{error}') from error
+        for name, value in errors.items():
+            result[name] = max(value, result.get(name, 0.))
+    if result.get('boxes') == 0:
+        raise ValueError('not written: mm finds no box in the pictures that the file is '
+                         'checked on; give images with objects in them')
+    write_whole(path, content)
+    return result
+
+
+def to_onnx(network: nn.Module, metadata: Dict[str, str]):
+    """An ``onnx.ModelProto`` of an export class."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch.onnx writes with it
+    except ImportError as error:
+        raise ImportError(f'{error}: {NEEDED}') from error
+    attention.choose(network)
+    image = gate.pictures(EXPORTED)
+    dynamic = torch.export.Dim.DYNAMIC
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # deprecations inside torch.onnx
+        program = torch.onnx.export(
+            network, (image.float() if isinstance(network, Backbone) else image, ),
+            dynamo=True, verbose=False, input_names=['image'], output_names=list(network.names),
+            dynamic_shapes=dict(image={0: dynamic, 2: dynamic, 3: dynamic}),
+            custom_translation_table={**attention.translations(), **detectors.translations()})
+    proto = attention.fill(program.model_proto)
+    for axis, name in ((0, 'batch'), (2, 'height'), (3, 'width')):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def describe(cfg: Config, checkpoint: Optional[str] = None) -> Dict[str, str]:
+    """Metadata of a config's model, in JSON.
+
+    Args:
+        cfg (Config): From :func:`~mmrest.apis.read_config`.
+        checkpoint (str, optional): Knows the classes, if it is from a training.
+
+    Returns:
+        dict[str, str]: ``classes``, their names, as far as the checkpoint or the config has
+        them; ``test_size``, what the config's test pipeline does to an image's size:
+        ``scale`` [w, h] with ``keep_ratio``, or the short ``edge``; then ``crop`` [w, h];
+        ``interpolation``; and ``antialias``. ``mean``, ``std`` and ``channel_order`` of what
+        the backbone gets.
+    """
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    to_rgb = preprocessor.get('to_rgb', preprocessor.get('bgr_to_rgb', False))
+    return dict(
+        classes=json.dumps(find_classes(cfg, checkpoint)),
+        test_size=json.dumps(find_test_size(cfg)),
+        mean=json.dumps(list(preprocessor.get('mean') or ())),
+        std=json.dumps(list(preprocessor.get('std') or ())),
+        channel_order='RGB' if to_rgb else 'BGR')
+
+
+def find_classes(cfg: Config, checkpoint: Optional[str]) -> list:
+    if checkpoint is not None:
+        content, _ = read_file(checkpoint)
+        meta = content.get('meta')
+        if isinstance(meta, dict) and (meta.get('dataset_meta') or {}).get('classes'):
+            return list(meta['dataset_meta']['classes'])
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    if (dataset.get('metainfo') or {}).get('classes'):
+        return list(dataset.metainfo.classes)
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        kind = registry.get(dataset.get('type', ''))
+    return list((getattr(kind, 'METAINFO', None) or {}).get('classes') or ())
+
+
+def find_test_size(cfg: Config) -> dict:
+    size = {}
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    for step in dataset.get('pipeline', ()):
+        if step.type in ('Resize', 'ResizeEdge'):
+            scale = step.scale
+            if step.type == 'ResizeEdge':
+                size['edge'] = scale
+            else:
+                size['scale'] = [scale, scale] if isinstance(scale, int) else list(scale)
+                size['keep_ratio'] = step.get('keep_ratio', False)
+            size['interpolation'] = step.get('interpolation', 'bilinear')
+            size['antialias'] = step.get('backend') == 'pillow'
+        elif step.type == 'CenterCrop':
+            crop = step.crop_size
+            size['crop'] = [crop, crop] if isinstance(crop, int) else list(crop)
+    return size

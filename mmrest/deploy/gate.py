@@ -1,0 +1,190 @@
+"""Whether exported models say what mm's own ``predict`` says."""
+import copy
+from typing import Dict, List, Sequence, Tuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.dataset import pseudo_collate
+from torch import Tensor, nn
+
+BOX_TOLERANCE = 0.1  # pixels
+SCORE_TOLERANCE = 1e-3
+PIXEL_TOLERANCE = 1e-3  # share of the pixels of label maps, and of masks within their boxes
+TOLERANCE = 1e-4  # of logits; of features relative to the largest
+# Batch, height and width: no multiple of 32, one portrait, one batch of 3.
+SIZES = ((1, 203, 310), (1, 250, 190), (3, 97, 131))
+
+Outputs = Sequence[np.ndarray]
+
+
+def pictures(shape: Tuple[int, int, int], paths: Sequence[str] = (), first: int = 0) -> Tensor:
+    """RGB images (B, 3, H, W), uint8: files made to fit, or blobs and noise without files.
+
+    Args:
+        shape (tuple[int, int, int]): B, H and W.
+        paths (Sequence[str]): The files. Those after number ``first`` are taken, in turn.
+        first (int): See there; without files, seed of the random numbers.
+    """
+    B, H, W = shape
+    if paths:
+        from PIL import Image
+        files = [paths[(first + i) % len(paths)] for i in range(B)]
+        images = [np.array(Image.open(file).convert('RGB').resize((W, H))) for file in files]
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    generator = torch.Generator().manual_seed(first)
+    blobs = torch.rand(B, 3, H // 16 + 2, W // 16 + 2, generator=generator)
+    blobs = F.interpolate(blobs, size=(H, W), mode='bilinear')
+    noise = torch.rand(B, 3, H, W, generator=generator)
+    return (255 * (0.85 * blobs + 0.15 * noise)).to(torch.uint8)
+
+
+def predict(model: nn.Module, images: Tensor, sample: type) -> list:
+    """mm's predictions of RGB images (B, 3, H, W), as data samples of a type."""
+    hw = tuple(images.shape[-2:])
+    data = [
+        dict(inputs=image, data_samples=sample(
+            metainfo=dict(img_shape=hw, ori_shape=hw, scale_factor=(1., 1.))))
+        for image in images.flip(1)  # mm loads BGR
+    ]
+    with torch.no_grad():
+        return model.test_step(pseudo_collate(data))
+
+
+def check_detections(model: nn.Module, images: Tensor, outputs: Outputs) -> Dict[str, float]:
+    """Compare boxes, scores and labels, and masks if there are any.
+
+    Both lists are in the order of scores. Where two scores differ by less than
+    SCORE_TOLERANCE, their order may differ, and so may the last box of a list.
+
+    Args:
+        model (nn.Module): Of MMDetection.
+        images (Tensor): (B, 3, H, W), RGB, uint8.
+        outputs (Sequence[np.ndarray]): Of the exported model.
+
+    Returns:
+        dict[str, float]: The largest errors, and the number of boxes compared.
+
+    Raises:
+        ValueError: They disagree.
+    """
+    from mmdet.structures import DetDataSample
+    cfg = model.test_cfg.get('rcnn') or model.test_cfg
+    result = dict(boxes=0., px=0., score=0.)
+    for i, wanted in enumerate(predict(model, images, DetDataSample)):
+        wanted = wanted.pred_instances
+        found = [torch.from_numpy(output[i]) for output in outputs]
+        found = [output[found[2] >= 0] for output in found]
+        pairs = match(wanted, found, cfg)
+        a, b = pairs.T
+        result['boxes'] += len(pairs)
+        if len(pairs):
+            worst = (wanted.bboxes[a] - found[0][b]).abs().max().item()
+            result['px'] = max(result['px'], worst)
+            worst = (wanted.scores[a] - found[1][b]).abs().max().item()
+            result['score'] = max(result['score'], worst)
+        if len(found) > 3 and len(pairs):
+            masks = paste(model, found, images.shape[-2:])
+            wrong = (masks[b] != wanted.masks[a]).sum().item()
+            sides = (wanted.bboxes[a, 2:] - wanted.bboxes[a, :2]).clamp(min=1)
+            share = wrong / sides.prod(1).sum().item()
+            refuse_above('mask', share, PIXEL_TOLERANCE, 'of the pixels in boxes')
+            result['mask'] = max(result.get('mask', 0.), share)
+    return result
+
+
+def match(wanted, found: List[Tensor], cfg) -> Tensor:
+    """Pairs (n, 2) of the same box in both lists, see :func:`check_detections`."""
+    boxes, scores, labels = found[:3]
+    distance = (wanted.bboxes[:, None] - boxes).abs().amax(-1)  # (wanted, found)
+    fits = (distance <= BOX_TOLERANCE) & (
+        (wanted.scores[:, None] - scores).abs() <= SCORE_TOLERANCE) & (
+            wanted.labels[:, None] == labels)
+    pairs, free = [], torch.ones(len(labels), dtype=torch.bool)
+    for i, row in enumerate(fits):
+        if (row & free).any():
+            j = distance[i].masked_fill(~(row & free), float('inf')).argmin().item()
+            pairs.append((i, j))
+            free[j] = False
+    pairs = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    # A score that differs may be on the other side of the threshold, or of the list's end.
+    floor = cfg.score_thr
+    for these in (wanted.scores, scores):
+        if len(these) == cfg.max_per_img:
+            floor = max(floor, these.min().item())
+    missing = torch.ones(len(wanted.scores), dtype=torch.bool)
+    missing[pairs[:, 0]] = False
+    lone = torch.cat([wanted.scores[missing], scores[free]])
+    if (lone > floor + SCORE_TOLERANCE).any():
+        raise ValueError(
+            f'{int(missing.sum())} of {len(missing)} boxes of mm have none within '
+            f'{BOX_TOLERANCE} px and {SCORE_TOLERANCE} of score, and {int(free.sum())} of '
+            f'{len(free)} boxes of ONNX; the highest such score is {lone.max():.4f}')
+    order = wanted.scores[pairs[pairs[:, 1].argsort(), 0]]
+    if (order[1:] - order[:-1] > SCORE_TOLERANCE).any():
+        raise ValueError(f'boxes are in another order: {order.tolist()}')
+    return pairs
+
+
+def paste(model: nn.Module, found: List[Tensor], hw: Tuple[int, int]) -> Tensor:
+    """mmdet's own masks (n, H, W) from probabilities (n, s, s) in boxes."""
+    from mmengine.structures import InstanceData
+    boxes, _, labels, masks = found
+    head = model.roi_head.mask_head
+    if not head.class_agnostic:
+        masks = masks[:, None].expand(-1, head.num_classes, -1, -1)
+    else:
+        masks = masks[:, None]
+    results = head.predict_by_feat(
+        (masks, ), [InstanceData(bboxes=boxes.clone(), labels=labels)],
+        [dict(scale_factor=(1., 1.), ori_shape=tuple(hw))], model.roi_head.test_cfg,
+        rescale=True, activate_map=True)
+    return results[0].masks
+
+
+def check_label_maps(model: nn.Module, images: Tensor, outputs: Outputs) -> Dict[str, float]:
+    """Compare the classes of pixels, see :func:`check_detections`."""
+    from mmseg.structures import SegDataSample
+    samples = predict(model, images, SegDataSample)
+    wanted = torch.stack([sample.pred_sem_seg.data[0] for sample in samples])
+    share = (wanted != torch.from_numpy(outputs[0])).float().mean().item()
+    refuse_above('labels', share, PIXEL_TOLERANCE, 'of the pixels')
+    return {'pixels wrong': share, 'classes': len(wanted.unique())}
+
+
+def check_logits(model: nn.Module, images: Tensor, outputs: Outputs) -> Dict[str, float]:
+    """Compare logits, and their softmax with mm's scores; see :func:`check_detections`."""
+    from mmpretrain.structures import DataSample
+    samples = predict(model, images, DataSample)
+    inputs = model.data_preprocessor(dict(inputs=images.flip(1)))['inputs']
+    with torch.no_grad():
+        wanted = model(inputs, mode='tensor')
+    found = torch.from_numpy(outputs[0])
+    scores = torch.stack([sample.pred_score for sample in samples])
+    error = (wanted - found).abs().max().item()
+    refuse_above('logits', error, TOLERANCE)
+    refuse_above('scores', (scores - found.softmax(-1)).abs().max().item(), TOLERANCE)
+    return dict(logits=error)
+
+
+def check_features(model: nn.Module, images: Tensor, outputs: Outputs) -> Dict[str, float]:
+    """Compare a backbone's features with float64, relative to the largest of each stage.
+
+    ``images`` are what the backbone gets. ONNX may be twice as far off as PyTorch in float32:
+    an untrained ResT loses three digits, because its instance norm amplifies differences in
+    nearly uniform maps.
+    """
+    errors = []
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(images.double())
+        for features in (model(images), map(torch.from_numpy, outputs)):
+            errors.append(max(((a - b).abs().max() / b.abs().max()).item()
+                              for a, b in zip(features, exact)))
+    plain, found = errors
+    refuse_above('features', found, max(TOLERANCE, 2 * plain), 'of the largest')
+    return {'features': found, 'features of PyTorch': plain}
+
+
+def refuse_above(name: str, error: float, most: float, unit: str = '') -> None:
+    if not error <= most:  # NaN too
+        raise ValueError(f'{name}: {error:.1e} off, at most {most:.0e} {unit}'.rstrip())

@@ -1,0 +1,61 @@
+"""The attention that exported files have, run by ONNX Runtime without an export."""
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+from torch.testing import assert_close
+
+from mmrest.deploy import attention
+from mmrest.ops import emsa_attention
+
+OPSET = 18
+
+
+def make(mix, normalize, eps=1e-5):
+    """A graph of the attention alone."""
+    names = ['q', 'k', 'v'] + ['mix'] * mix
+    node = make_node(attention.function_name(mix, normalize), names, ['out'],
+                     domain=attention.DOMAIN, eps=eps)
+    inputs = [make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * (
+        2 if name == 'mix' else 4)) for name in names]
+    out = make_tensor_value_info('out', onnx.TensorProto.FLOAT, [None] * 4)
+    model = make_model(make_graph([node], 'g', inputs, [out]), ir_version=10, opset_imports=[
+        make_opsetid('', OPSET), make_opsetid(attention.DOMAIN, 1)])
+    return attention.fill(model)
+
+
+# M a power of two and not; blocks of one query, of some, that fit N and not, and one block.
+@pytest.mark.parametrize('block', [1, 700, 2**20])
+@pytest.mark.parametrize(
+    'B, h, N, M, d', [(2, 3, 35, 12, 5), (1, 2, 16, 8, 4), (3, 1, 1, 1, 2)])
+@pytest.mark.parametrize('mix', [False, True])
+@pytest.mark.parametrize('normalize', [False, True])
+def test_equal_to_the_equations(B, h, N, M, d, mix, normalize, block, monkeypatch):
+    monkeypatch.setattr(attention, 'BLOCK', block)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(B, h, n, d) for n in (N, M, M))
+    weight = torch.randn(h, h)
+    inputs = dict(q=q, k=d**-0.5 * k, v=v, **(dict(mix=weight) if mix else {}))
+    session = onnxruntime.InferenceSession(make(mix, normalize).SerializeToString(),
+                                           providers=['CPUExecutionProvider'])
+    found, = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+    wanted = emsa_attention(
+        q.double(), k.double(), v.double(), weight.double() if mix else None,
+        normalize=normalize, backend='reference')
+    assert_close(torch.from_numpy(found).double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('mix', [False, True])
+@pytest.mark.parametrize('normalize', [False, True])
+def test_standard_operators_and_a_body_without_names_of_sizes(mix, normalize):
+    model = make(mix, normalize)
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} == {''} and not model.functions
+    assert [item.domain for item in model.opset_import] == ['']
+    scan, = (node for node in model.graph.node if node.op_type == 'Scan')
+    body, = (a.g for a in scan.attribute if a.name == 'body')
+    for value in (*body.input, *body.output, *body.value_info):
+        assert not any(size.dim_param for size in value.type.tensor_type.shape.dim)
+    inside = {name for node in body.node for name in node.output} | {x.name for x in body.input}
+    assert {name for node in body.node for name in node.input} <= inside

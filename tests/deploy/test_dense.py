@@ -1,0 +1,99 @@
+"""The export classes of classifiers and segmenters, and what is replaced for the exporter."""
+import pytest
+import torch
+from mmdet.models import DetDataPreprocessor
+from mmpretrain.models import ClsDataPreprocessor
+from mmseg.models import SegDataPreProcessor
+from mmseg.models.utils import Upsample
+from mmseg.structures import SegDataSample
+from torch import nn
+from torch.testing import assert_close
+
+from mmrest.deploy import dense, gate
+from mmrest.deploy.export import FAMILIES
+
+from .models import build
+
+NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+
+
+@pytest.mark.parametrize('backbone', ['ResT', 'ResTV2'])
+@pytest.mark.parametrize('family', ['classifier', 'semantic_fpn', 'upernet'])
+def test_equal_to_predict(family, backbone):
+    model = build(family, backbone)
+    wrapper, check = FAMILIES[type(model).__name__]
+    network = wrapper(dense.replace_constants(model)).eval()
+    for number, shape in enumerate([(1, 75, 130), (3, 97, 61)]):
+        images = gate.pictures(shape, first=number)
+        with torch.no_grad():
+            output = network(images)
+        B, H, W = shape
+        assert output.shape == ((B, 10) if family == 'classifier' else shape)
+        errors = check(model, images, [output.numpy()])
+        assert errors.pop('classes', 2) > 1
+        assert max(errors.values()) <= (1e-6 if family == 'classifier' else 1e-4)
+
+
+@pytest.mark.parametrize('preprocessor, shape', [
+    (DetDataPreprocessor(**NORM, bgr_to_rgb=True, pad_size_divisor=32), (64, 64)),
+    (DetDataPreprocessor(**NORM, pad_size_divisor=32, pad_value=7), (64, 64)),
+    (DetDataPreprocessor(), (50, 61)),
+    (ClsDataPreprocessor(**NORM, to_rgb=True), (50, 61)),
+    (SegDataPreProcessor(**NORM, bgr_to_rgb=True, size=(99, 99)), (50, 61)),
+    (SegDataPreProcessor(**NORM, size=(99, 99), test_cfg=dict(size_divisor=16)), (64, 64)),
+])
+def test_preprocessed_as_mm_does_it(preprocessor, shape):
+    images = gate.pictures((2, 50, 61))
+    bgr = list(images.flip(1))
+    data = preprocessor(dict(inputs=bgr, data_samples=[SegDataSample() for _ in bgr] if (
+        isinstance(preprocessor, SegDataPreProcessor)) else None), False)
+    found = dense.Preprocess(preprocessor)(images)
+    assert found.shape[2:] == shape
+    assert_close(found, data['inputs'], rtol=0, atol=0)
+
+
+def test_padding_of_a_segmenter_is_cut_off():
+    model = build('semantic_fpn')
+    model.data_preprocessor.test_cfg = dict(size_divisor=32)
+    images = gate.pictures((2, 75, 130))
+    with torch.no_grad():
+        labels = dense.Segmenter(model)(images)
+    assert labels.shape == (2, 75, 130)
+    assert gate.check_label_maps(model, images, [labels.numpy()])['pixels wrong'] == 0
+
+
+@pytest.mark.parametrize('bins', [1, 2, 3, 6, (2, 3)])
+@pytest.mark.parametrize('size', [(1, 1), (3, 8), (7, 6), (32, 5)])
+def test_adaptive_pooling(bins, size):
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    pool = nn.AdaptiveAvgPool2d(bins)
+    assert_close(dense.AdaptivePool(pool)(x), pool(x))
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+def test_upsample(align_corners):
+    up = Upsample(scale_factor=2, mode='bilinear', align_corners=align_corners)
+    x = torch.randn(2, 3, 5, 7)
+    assert_close(dense.Upsample(up)(x), up(x), rtol=0, atol=0)
+
+
+def test_what_is_replaced_is_a_copy():
+    model = build('upernet')
+    before = [type(module) for module in model.modules()]
+    copy = dense.replace_constants(model)
+    assert [type(module) for module in model.modules()] == before
+    kinds = [type(module) for module in copy.modules()]
+    assert kinds.count(dense.AdaptivePool) == 3 and kinds.count(nn.AdaptiveAvgPool2d) == 1
+    kinds = [type(m) for m in dense.replace_constants(build('semantic_fpn')).modules()]
+    assert kinds.count(dense.Upsample) == 6 and Upsample not in kinds
+
+
+def test_what_cannot_be_exported_is_refused():
+    model = build('semantic_fpn')
+    model.test_cfg.mode = 'slide'
+    with pytest.raises(ValueError, match="mode='slide' cannot be exported"):
+        dense.Segmenter(model)
+    model = build('semantic_fpn')
+    model.out_channels = 1
+    with pytest.raises(ValueError, match='out_channels=1'):
+        dense.Segmenter(model)

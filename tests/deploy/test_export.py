@@ -1,0 +1,223 @@
+"""Whole models as ONNX files: written by our own function, run by ONNX Runtime and OpenVINO."""
+import json
+import sys
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mmrest import ResT
+from mmrest.apis import read_config
+from mmrest.deploy import describe, export, gate
+from mmrest.deploy.export import FAMILIES as CHECKS
+from mmrest.models.layers import EMSA
+
+from .models import ROOT, build, config, sharpen
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'),
+    reason='torch before 2.6 cannot export dynamic sizes')
+ALL = [(family, backbone) for backbone in ('ResT', 'ResTV2') for family in (
+    'mask_rcnn', 'classifier', 'retinanet', 'faster_rcnn', 'semantic_fpn', 'upernet')]
+OTHERS = ((2, 64, 96), (1, 200, 90), (3, 53, 77))  # sizes beside those of the gate
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """A function that exports each small model once: returns model, path and errors."""
+    folder = tmp_path_factory.mktemp('onnx')
+    made = {}
+
+    def make(family, backbone):
+        if (family, backbone) not in made:
+            model = build(family, backbone)
+            path = folder / f'{family}_{backbone}.onnx'
+            made[family, backbone] = model, path, export(
+                model, path, describe(config(family, backbone)))
+        return made[family, backbone]
+
+    return make
+
+
+def each(many):
+    """Exports take a minute: `make test` has one detector and one classifier."""
+    return many([ALL[0], ALL[7]], ALL)
+
+
+def check(model, session, shape):
+    images = gate.pictures(shape, first=9)
+    outputs = session.run(None, dict(image=images.numpy()))
+    return outputs, CHECKS[type(model).__name__][1](model, images, outputs)
+
+
+def test_onnx_runtime_agrees_at_other_sizes(exported, many):
+    for family, backbone in each(many):
+        model, path, errors = exported(family, backbone)
+        assert errors.get('boxes', 1) > 0
+        session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+        for shape in OTHERS:
+            outputs, errors = check(model, session, shape)
+            assert errors.get('boxes', 1) > 0
+            assert all(len(output) == shape[0] for output in outputs)
+
+
+def test_openvino_agrees(exported, many):
+    openvino = pytest.importorskip('openvino')
+    for family, backbone in each(many):
+        model, path, _ = exported(family, backbone)
+        compiled = openvino.Core().compile_model(
+            path, 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))
+        for shape in OTHERS:
+            images = gate.pictures(shape, first=9)
+            outputs = list(compiled(images.numpy()).values())
+            CHECKS[type(model).__name__][1](model, images, outputs)
+
+
+def test_the_interface(exported, many):
+    for family, backbone in each(many):
+        model, path, _ = exported(family, backbone)
+        proto = onnx.load(str(path))
+        onnx.checker.check_model(proto, full_check=True)
+        assert [item.domain for item in proto.opset_import] == ['']
+        assert {node.domain for node in proto.graph.node} == {''}
+        scans = sum(node.op_type == 'Scan' for node in proto.graph.node)
+        assert scans == sum(isinstance(module, EMSA) for module in model.modules())
+        image, = proto.graph.input
+        kind = image.type.tensor_type
+        assert image.name == 'image' and kind.elem_type == onnx.TensorProto.UINT8
+        assert [bool(size.dim_param) for size in kind.shape.dim] == [True, False, True, True]
+        names = tuple(output.name for output in proto.graph.output)
+        assert names == dict(
+            classifier=('logits', ), semantic_fpn=('labels', ), upernet=('labels', ),
+            mask_rcnn=('boxes', 'scores', 'labels', 'masks')).get(
+                family, ('boxes', 'scores', 'labels'))
+        kinds = dict(zip(names, (out.type.tensor_type.elem_type for out in proto.graph.output)))
+        assert kinds.get('labels', onnx.TensorProto.INT64) == onnx.TensorProto.INT64
+        meta = {prop.key: json.loads(prop.value) for prop in proto.metadata_props if (
+            prop.key != 'channel_order')}
+        assert meta['mean'] == [123.675, 116.28, 103.53]
+        if family in ('mask_rcnn', 'faster_rcnn', 'retinanet'):
+            assert meta['classes'] == list('0123456789')
+            assert meta['test_size']['scale'] == [128, 128]
+
+
+def test_the_model_is_not_changed(exported):
+    model, *_ = exported(*ALL[0])
+    assert {m.backend for m in model.modules() if isinstance(m, EMSA)} == {'auto'}
+
+
+def test_a_backbone_alone(tmp_path):
+    torch.manual_seed(0)
+    rest = ResT(dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), sr_ratios=(4, 2)),
+                out_indices=(0, 1)).eval()
+    path = tmp_path / 'new/backbone.onnx'
+    errors = export(sharpen(rest), path, backbone=True)
+    assert 0 < errors['features'] <= 1e-4
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    assert [output.name for output in session.get_outputs()] == ['stage1', 'stage2']
+    image = torch.randn(2, 3, 53, 77)
+    found = session.run(None, dict(image=image.numpy()))
+    with torch.no_grad():
+        for got, want in zip(found, rest(image)):
+            assert_close(torch.from_numpy(got), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without the minute in PyTorch's exporter: the graph gives what a function returns."""
+
+    def use(*outputs):
+        from onnx import helper
+        B = 'B'
+        image = helper.make_tensor_value_info('image', onnx.TensorProto.UINT8, [B, 3, 'H', 'W'])
+        nodes, infos = [], []
+        for name, output in outputs:
+            value = onnx.numpy_helper.from_array(output[None])
+            nodes += [
+                helper.make_node('Constant', [], [f'{name}_one'], value=value),
+                helper.make_node('Constant', [], [f'{name}_rest'],
+                                 value_ints=[1] * output.ndim),
+                helper.make_node('Shape', ['image'], [f'{name}_batch'], start=0, end=1),
+                helper.make_node('Concat', [f'{name}_batch', f'{name}_rest'], [f'{name}_times'],
+                                 axis=0),
+                helper.make_node('Tile', [f'{name}_one', f'{name}_times'], [name])]
+            infos.append(helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(output.dtype), [B, *output.shape]))
+        graph = helper.make_graph(nodes, 'g', [image], infos)
+        proto = helper.make_model(graph, ir_version=10,
+                                  opset_imports=[helper.make_opsetid('', 18)])
+        monkeypatch.setattr(sys.modules['mmrest.deploy.export'], 'to_onnx', lambda *_: proto)
+
+    return use
+
+
+def test_what_disagrees_is_not_written(quick, tmp_path):
+    quick(('logits', torch.zeros(10).numpy()))
+    path = tmp_path / 'other.onnx'
+    path.write_bytes(b'before')
+    with pytest.raises(ValueError, match="not written: at 1x203x310, ONNX disagrees with mm's "
+                                         'predict: logits: .* off, at most 1e-04'):
+        export(build('classifier'), path)
+    assert path.read_bytes() == b'before' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_detector_that_finds_nothing_is_not_written(quick, tmp_path):
+    model = build('retinanet')
+    model.test_cfg.score_thr = 1.
+    n = model.test_cfg.max_per_img
+    quick(('boxes', torch.zeros(n, 4).numpy()), ('scores', torch.zeros(n).numpy()),
+          ('labels', torch.full((n, ), -1).numpy()))
+    with pytest.raises(ValueError, match='not written: mm finds no box in the pictures'):
+        export(model, tmp_path / 'x.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_models_are_refused(tmp_path):
+    from mmdet.registry import MODELS
+    from mmengine.hub import get_config
+    cfg = get_config('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py').model
+    cfg.backbone.init_cfg = None
+    with pytest.raises(ValueError, match='FCOS cannot be exported as a whole, only '):
+        export(MODELS.build(cfg), tmp_path / 'x.onnx')
+
+
+def test_old_pytorch_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.export, 'Dim')
+    with pytest.raises(ImportError, match='torch 2.6 or newer is needed'):
+        export(None, tmp_path / 'x.onnx')
+
+
+CONFIGS = {
+    'mask_rcnn/rest_small_fpn_1x_coco.py': (
+        80, dict(scale=[1333, 800], keep_ratio=True, interpolation='bilinear',
+                 antialias=False)),
+    'semantic_fpn/rest_small_fpn_8xb4_40k_ade20k.py': (
+        150, dict(scale=[2048, 512], keep_ratio=True, interpolation='bilinear',
+                  antialias=False)),
+    'semantic_fpn/rest_lite_semantic_fpn_digits.py': (11, {}),
+    'classification/rest_small_8xb256_in1k.py': (
+        1000, dict(edge=256, interpolation='bicubic', antialias=True, crop=[224, 224])),
+    'classification/rest_lite_digits.py': (
+        0, dict(scale=[48, 48], keep_ratio=False, interpolation='bilinear', antialias=False)),
+}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_metadata_of_configs(name):
+    classes, size = CONFIGS[name]
+    found = describe(read_config(str(ROOT / 'configs' / name)))
+    assert len(json.loads(found['classes'])) == classes
+    assert json.loads(found['test_size']) == size
+    assert found['channel_order'] == 'RGB'
+
+
+def test_a_checkpoint_knows_its_classes(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save(dict(meta=dict(dataset_meta=dict(classes=('cat', 'dog'))),
+                    state_dict=dict(a=torch.zeros(1))), path)
+    cfg = read_config(str(ROOT / 'configs/mask_rcnn/rest_small_fpn_1x_coco.py'))
+    assert json.loads(describe(cfg, path)['classes']) == ['cat', 'dog']
+    torch.save(dict(a=torch.zeros(1)), path)
+    assert json.loads(describe(cfg, path)['classes'])[0] == 'person'

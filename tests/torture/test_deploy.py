@@ -1,0 +1,135 @@
+"""AP, mIoU and top-1 of exported models are those of tools/test.py, on digits."""
+import importlib
+import importlib.util
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from tests.tools.conftest import ROOT, call
+
+BACKBONE = 'model.backbone.init_cfg.checkpoint=work_dirs/rest_lite_digits/iter_300.pth'
+# Iterations, and options beside them. The first is where the others start from.
+TRAININGS = {
+    'classification/rest_lite_digits.py': (300, ['param_scheduler.total_steps=300']),
+    'mask_rcnn/rest_lite_fpn_digits.py': (300, [BACKBONE, 'param_scheduler.1.end=300']),
+    'retinanet/rest_lite_retinanet_digits.py': (
+        300, [BACKBONE, 'param_scheduler.1.end=300']),
+    'semantic_fpn/rest_lite_semantic_fpn_digits.py': (
+        200, ['load_from=work_dirs/rest_lite_fpn_digits/iter_300.pth',
+              'param_scheduler.1.end=200']),
+}
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory, many):
+    """Digits, and one model of each task."""
+    if many(True, False):
+        pytest.skip('long version only: --torture')
+    if not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'):
+        pytest.skip('torch before 2.6 cannot export dynamic sizes')
+    folder = tmp_path_factory.mktemp('deploy')
+    for name in ('configs', 'tools'):
+        (folder / name).symlink_to(ROOT / name)
+    tool(folder, 'dataset_converters/digits_to_coco.py', 'data/digits')
+    for config, (iterations, options) in TRAININGS.items():
+        tool(folder, 'train.py', f'configs/{config}', '--cfg-options', *options,
+             f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}')
+    return folder
+
+
+def tool(folder, script, *args):
+    done = call(ROOT / 'tools' / script, *args, cwd=folder)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def runtimes(path):
+    """The exported model by ONNX Runtime, and by OpenVINO where that is installed."""
+    run_onnx = importlib.import_module('run_onnx')
+    yield 'onnxruntime', run_onnx.load(path)
+    try:
+        import openvino
+    except ImportError:
+        print('OpenVINO is not installed: skipped')
+        return
+    core = openvino.Core()
+    core.set_property('CPU', dict(INFERENCE_PRECISION_HINT='f32'))
+    compiled = core.compile_model(path, 'CPU')
+    info = core.read_model(path).get_rt_info('framework')
+    metadata = {key: info[key].value for key in ('classes', 'test_size')}
+
+    def run(image):
+        return {name: compiled(image)[name] for name in (
+            output.any_name for output in compiled.outputs)}
+
+    yield 'openvino', run_onnx.Model(run, metadata)
+
+
+def average_precision(model, folder, kind):
+    truth = COCO(str(folder / 'data/digits/annotations/instances_val.json'))
+    found = []
+    for image in truth.dataset['images']:
+        one = model(Image.open(folder / 'data/digits/val' / image['file_name']))
+        for i, (x, y, x2, y2) in enumerate(one['bboxes']):
+            box = dict(image_id=image['id'], category_id=one['labels'][i] + 1,
+                       score=one['scores'][i], bbox=[x, y, x2 - x, y2 - y])
+            if 'masks' in one:
+                mask = one['masks'][i]
+                box['segmentation'] = mask_utils.frPyObjects(mask, *mask['size'])
+            found.append(box)
+    evaluation = COCOeval(truth, truth.loadRes(found), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats[0]
+
+
+def mean_iou(model, folder, kind):
+    both = np.zeros((11, 11))
+    for path in sorted((folder / 'data/digits/val').glob('*')):
+        truth = np.asarray(Image.open(folder / f'data/digits/semantic/val/{path.stem}.png'))
+        found = model(Image.open(path))['labels']
+        np.add.at(both, (truth[truth < 11], found[truth < 11]), 1)
+    hits = both.diagonal()
+    return 100 * (hits / (both.sum(0) + both.sum(1) - hits)).mean()
+
+
+def top1(model, folder, kind):
+    hits = [model(Image.open(path))['pred_class'] == path.parent.name
+            for path in (folder / 'data/digits/cls/val').glob('*/*')]
+    return 100 * np.mean(hits)
+
+
+@pytest.mark.parametrize('config, metrics', [
+    ('classification/rest_lite_digits.py', {'accuracy/top1': (top1, '', 0.05)}),
+    ('retinanet/rest_lite_retinanet_digits.py', {
+        'coco/bbox_mAP': (average_precision, 'bbox', 1e-3)}),
+    ('mask_rcnn/rest_lite_fpn_digits.py', {
+        'coco/bbox_mAP': (average_precision, 'bbox', 1e-3),
+        'coco/segm_mAP': (average_precision, 'segm', 1e-3)}),
+    ('semantic_fpn/rest_lite_semantic_fpn_digits.py', {'mIoU': (mean_iou, '', 0.05)}),
+])
+def test_metrics_of_exported_models(project, config, metrics, many, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools/deployment'))
+    name = config.split('/')[1][:-len('.py')]
+    checkpoint = f'work_dirs/{name}/iter_{TRAININGS[config][0]}.pth'
+    log = tool(project, 'test.py', f'configs/{config}', checkpoint)
+    images = sorted((project / 'data/digits/val').glob('*'))[:3]
+    said = tool(project, 'deployment/export_onnx.py', f'configs/{config}', checkpoint,
+                f'{name}.onnx', '--images', *images)
+    assert 'largest differences from mm' in said
+    for metric, (measure, kind, tolerance) in metrics.items():
+        wanted = float(re.findall(rf'{metric}: ([\d.]+)', log)[-1])
+        assert wanted > 0
+        for runtime, model in runtimes(str(project / f'{name}.onnx')):
+            found = measure(model, project, kind)
+            print(json.dumps(dict(config=name, metric=metric, runtime=runtime, mm=wanted,
+                                  found=found)))
+            assert found == pytest.approx(wanted, abs=tolerance), runtime
