@@ -21,7 +21,7 @@ class Stem(nn.Module):
         self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, embed_dims, 3, stride=2, padding=1, bias=False)
-        self.act = nn.ReLU(inplace=True)
+        self.act = nn.ReLU()
         self.pos = pos
 
     def forward(self, x: Tensor) -> Tensor:
