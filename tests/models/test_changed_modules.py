@@ -46,7 +46,7 @@ def test_hooks_on_every_module(cls, size):
     assert forward == backward and set(forward) == {name for name, _ in called(model)}
     assert {name.split('.')[-1] for name, count in forward.items() if count > 1} <= {
         'act', 'drop_path', 'dropout'}  # two ReLUs of the stem, two branches of a block
-    assert len(largest) == backward.total() and all(largest)
+    assert len(largest) == sum(backward.values()) and all(largest)
     scale = max(grad.abs().max() for grad in grads.values())
     for name, p in model.named_parameters():
         assert_close(p.grad, grads[name], rtol=1e-9, atol=1e-12 * scale.item())
