@@ -285,3 +285,12 @@ def test_curves_by_mmdets_own_script(tmp_path):
                 cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert cv2.imread(str(tmp_path / 'curve.png')).std() > 1
+
+
+def test_flops_by_mmpretrains_own_script(monkeypatch, capsys):
+    """It counts the norms of Lite, too: 0.01 G."""
+    script = mmpretrain.__path__[0] + '/.mim/tools/analysis_tools/get_flops.py'
+    config = ROOT / 'configs/classification/rest_lite_8xb256_in1k.py'
+    monkeypatch.setattr(sys, 'argv', [script, str(config), '--shape', '224'])
+    runpy.run_path(script, run_name='__main__')
+    assert 'Flops: 1.542G\n' in capsys.readouterr().out
