@@ -94,6 +94,20 @@ def test_chunks_and_spans_of_any_size(chunk, images, queries, programs, monkeypa
     check(2, 300, 20, 8, B=3)
 
 
+def test_pieces_of_16_bits_add_up_in_float32(monkeypatch):
+    q, grad = torch.randn(2, 1, 2, 300, 8, device=DEVICE).half()
+    k, v = torch.randn(2, 1, 2, 20, 8, device=DEVICE).half()
+    inputs = [x.requires_grad_() for x in (q, k, v, torch.randn(2, 2, device=DEVICE))]
+
+    def gradients():
+        return torch.autograd.grad(emsa_attention(*inputs, backend='triton'), inputs, grad)
+
+    whole = gradients()
+    monkeypatch.setattr(fused, 'CHUNK', 1)
+    for x, y in zip(gradients(), whole):
+        assert x.dtype == y.dtype and errors(x, y.double())[0] <= 1e-3
+
+
 def test_the_models_tensors_are_not_copied():
     module = EMSA(64, 2, 2, backend='triton').to(DEVICE)
     for x in module.project(torch.randn(2, 12, 64, device=DEVICE), (3, 4)):

@@ -95,13 +95,18 @@ def _grid(tile: dict, B: int, h: int, N: int, M: int) -> Tuple[Tuple[int, int, i
     return (rows, triton.cdiv(M, span), groups), span
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor, factor: float = 1.) -> None:
+def _product(a: Tensor, b: Tensor, out: Tensor, factor: float = 1., add: bool = False) -> None:
     """``factor * a @ b`` of (b, h, n, .), in batches that cuBLAS takes without copies.
 
-    These are the heads of a single image, or the images of each head.
+    These are the heads of a single image, or the images of each head. ``add`` adds it to
+    ``out``, which may be float32 where a and b have 16 bits.
     """
-    for x, y, z in zip(*(x.unbind(0 if len(x) == 1 else 1) for x in (a, b, out))):
-        z.baddbmm_(x, y, beta=0, alpha=factor)
+    same = out.dtype == a.dtype
+    product = out if same else torch.empty_like(out, dtype=a.dtype)
+    for x, y, z in zip(*(x.unbind(0 if len(x) == 1 else 1) for x in (a, b, product))):
+        z.baddbmm_(x, y, beta=int(add and same), alpha=factor)
+    if not same:
+        out += product
 
 
 def _fake_forward(q, k, v, mix, scale, normalize, eps):
@@ -145,17 +150,17 @@ def triton_backward(grad: Tensor, out: Tensor, raw: Tensor, squares: Tensor, lse
                     r: Tensor, q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor],
                     scale: float, normalize: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and mix (empty without mix)."""
-    (B, h, N, d), M, dtype = q.shape, k.shape[2], q.dtype
+    (B, h, N, _), M, dtype = q.shape, k.shape[2], q.dtype
     if M == 1 or q.numel() == 0:
         return _trivial_gradients(grad, q, k, v, mix, normalize)
     weight = _weight(q, mix, scale)
     q, k, v, grad = (_tokens(x) for x in (q, k, v, grad))
     L = triton.cdiv(M, 16) * 16  # aligned rows of the maps
     images, rows = _chunk(B, N, h * L * q.element_size())
-    pieces = triton.cdiv(N, rows)
     maps = q.new_empty((2, images * h * rows * L))
     dq, dmix = empty_heads(q), r.new_zeros((h, h))
-    dk, dv = (q.new_empty((pieces, B, M, h, d)).transpose(2, 3) for _ in range(2))
+    pieces = rows < N  # of an image, whose dk and dv add up in float32
+    dk, dv = (empty_heads(x, torch.float32 if pieces else None).zero_() for x in (k, v))
     with torch.cuda.device_of(q):
         delta, slope = _row_sums(grad, raw, squares, r, v, M, normalize)
         for first, begin in itertools.product(range(0, B, images), range(0, N, rows)):
@@ -169,8 +174,7 @@ def triton_backward(grad: Tensor, out: Tensor, raw: Tensor, squares: Tensor, lse
                 q, k, v, grad, weight, lse, delta, r, slope, c, dt, *chunk, span, q.stride(2),
                 k.stride(2), v.stride(2), grad.stride(2), MIX=mix is not None,
                 NORMALIZE=normalize, **settings)
-            piece = begin // rows
-            _product(c[..., :M].mT, grad[b, :, n], dv[piece, b], 1 if normalize else 1 / M)
+            _product(c[..., :M].mT, grad[b, :, n], dv[b], 1 if normalize else 1 / M, add=pieces)
             ds = dt
             if mix is not None:
                 ds = c  # its memory
@@ -181,8 +185,7 @@ def triton_backward(grad: Tensor, out: Tensor, raw: Tensor, squares: Tensor, lse
                                            q.stride(2), k.stride(2), **settings)
                 dmix += parts.sum(0)
             _product(ds[..., :M], k[b], dq[b, :, n])
-            _product(ds[..., :M].mT, q[b, :, n], dk[piece, b])
-    dk, dv = (x.sum(0) if pieces > 1 else x[0] for x in (dk, dv))
+            _product(ds[..., :M].mT, q[b, :, n], dk[b], add=pieces)
     dmix = grad.new_empty(0) if mix is None else (scale * LOG2_E * dmix.t()).to(mix.dtype)
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dmix
 
