@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import kernels
 from .library import EMSAFunction, empty_heads, opaque
-from .tiles import HEADS, tile
+from .tiles import HEADS, WIDE_UP_TO, tile
 
 # Bytes of the two maps of a chunk in backward, few enough to stay in the L2 cache, and a number
 # of programs that keeps every multiprocessor busy. No GPU has measured either.
@@ -30,6 +30,8 @@ def why_not(q: Tensor) -> Optional[str]:
         return f'it takes float32, bfloat16 and float16, not {q.dtype}'
     if h not in HEADS or d > 128:
         return f'it takes 2, 4 or 8 heads of up to 128 channels, not {h} of {d}'
+    if q.dtype == torch.float32 and h * d > WIDE_UP_TO and not interpreted():
+        return f'in float32 it takes up to {WIDE_UP_TO} channels in all heads, not {h} x {d}'
     return None
 
 

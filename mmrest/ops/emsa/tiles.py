@@ -4,12 +4,20 @@ They were chosen by what the compiler says for compute capability 8.0, 8.9 and 9
 with two stages whose registers do not spill (up to 64 bytes of stack), and whose buffers fit in
 shared memory. No GPU has measured them. The table is static, so that sums have one order.
 """
-from typing import Optional
-
 HEADS = (2, 4, 8)
-# ROWS queries, COLS keys, G heads, stages. With mixing of heads: of the forward, map and unmix
-# kernels by h and the highest d, for 16 bits.
-ONE_HEAD = (128, 64, 1, 2), (128, 32, 1, 2)
+WIDE_UP_TO = 256  # h d in 32 bits
+# Of the forward, map and unmix kernel: ROWS queries, COLS keys, G heads and stages, by the
+# number of heads that are mixed (1 without mixing) and the largest d. TILES are for 16 bits,
+# WIDE for 32 bits on any GPU.
+ONE_HEAD = {(1, 128): ((128, 64, 1, 2), (128, 32, 1, 2))}
+WIDE = {
+    (1, 64): ((64, 16, 1, 2), (64, 16, 1, 2)),
+    (1, 128): ((32, 16, 1, 2), (32, 16, 1, 2)),
+    (2, 64): ((64, 16, 2, 2), (32, 16, 2, 2), (64, 16, 2, 2)),
+    (2, 128): ((32, 16, 1, 2), (16, 16, 2, 2), (64, 16, 1, 2)),
+    (4, 64): ((32, 16, 2, 2), (32, 16, 2, 1), (64, 16, 2, 2)),
+    (8, 32): ((32, 16, 4, 2), (32, 16, 4, 1), (64, 16, 4, 2)),
+}
 TILES = {
     80: {
         (2, 64): ((128, 64, 2, 2), (128, 32, 2, 2), (128, 32, 2, 2)),
@@ -47,7 +55,7 @@ TILES = {
 }
 
 
-def tile(kernel: str, capability: int, h: int, d: int, wide: bool) -> Optional[dict]:
+def tile(kernel: str, capability: int, h: int, d: int, wide: bool) -> dict:
     """ROWS, COLS, G, num_warps and num_stages of a kernel.
 
     Args:
@@ -57,14 +65,13 @@ def tile(kernel: str, capability: int, h: int, d: int, wide: bool) -> Optional[d
             its operations, whatever their sizes.
         h (int): Heads that are mixed, 1 without mixing.
         d (int): Channels of a head.
-        wide (bool): Whether they have 32 bits.
+        wide (bool): Whether they have 32 bits; h d is then at most ``WIDE_UP_TO``.
     """
     if capability == 0:
         rows, cols, groups, stages = 512, 64, h, 1
     else:
-        tiles = TILES[capability if capability in TILES else 89]
-        rows, cols, groups, stages = (
-            ONE_HEAD if h == 1 else tiles[h, min(most for _, most in tiles if most >= d)]
-        )[('forward', 'map', 'unmix').index(kernel)]
+        tiles = WIDE if wide else {**ONE_HEAD, **TILES.get(capability, TILES[89])}
+        most = min(most for heads, most in tiles if heads == h and most >= d)
+        rows, cols, groups, stages = tiles[h, most][('forward', 'map', 'unmix').index(kernel)]
     # A warp of 16 queries keeps its part of a product in registers as the operand of the next.
     return dict(ROWS=rows, COLS=cols, G=groups, num_warps=rows // 16, num_stages=stages)
