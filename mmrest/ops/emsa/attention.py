@@ -127,13 +127,14 @@ def _choose(q: Tensor) -> str:
         return 'reference'
     if not q.is_cuda:
         return 'chunked'
+    one, all_heads = FASTER_UP_TO
+    if q.shape[3] > one or q.shape[1] * q.shape[3] > all_heads:
+        return 'chunked'
     reason = NO_TRITON or BACKENDS['triton'].why_not(q)
     if reason:
         _warn(reason)
         return 'chunked'
-    one, all_heads = FASTER_UP_TO
-    pays = q.shape[3] <= one and q.shape[1] * q.shape[3] <= all_heads
-    return 'triton' if pays else 'chunked'
+    return 'triton'
 
 
 # Dynamo replaces torch.compiler.is_exporting() by True, in torch.compile too. It calls a
