@@ -1,4 +1,5 @@
 """The CUDA kernels: in Triton's interpreter where there is no GPU, and in its compiler."""
+import functools
 import itertools
 import json
 import os
@@ -112,6 +113,17 @@ def test_results_repeat():
     inputs = [x.requires_grad_() for x in (q, k, v, torch.randn(4, 4, device=DEVICE))]
     first, second = ([out, *torch.autograd.grad(out.sin().sum(), inputs)] for out in (
         emsa_attention(*inputs, backend='triton') for _ in range(2)))
+    for x, y in zip(first, second):
+        assert torch.equal(x, y)
+
+
+def test_torch_compile_takes_them_whole():
+    torch._dynamo.reset()
+    inputs = [x.requires_grad_() for x in torch.randn(3, 1, 2, 9, 8, device=DEVICE)]
+    inputs.append(torch.randn(2, 2, device=DEVICE, requires_grad=True))
+    eager = functools.partial(emsa_attention, backend='triton')
+    first, second = ([out, *torch.autograd.grad(out.sin().sum(), inputs)] for out in (
+        torch.compile(eager, fullgraph=True, backend='aot_eager')(*inputs), eager(*inputs)))
     for x, y in zip(first, second):
         assert torch.equal(x, y)
 
