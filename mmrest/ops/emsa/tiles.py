@@ -1,6 +1,6 @@
 """The block sizes of the kernels.
 
-They were chosen by what the compiler says for compute capability 8.0, 8.9 and 9.0: the largest
+They were chosen by what Triton 3.6 says for compute capability 8.0, 8.9 and 9.0: the largest
 with two stages whose registers do not spill (up to 64 bytes of stack), and whose buffers fit in
 shared memory. No GPU has measured them. The table is static, so that sums have one order.
 """
