@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmrest import EMSA, ResT, __version__
 from mmrest.models.checkpoint import load_pretrained
-from mmrest.ops import choose_backend, emsa_attention
+from mmrest.ops import choose_backend, describe_backend, emsa_attention
 from mmrest.safe_reading import load_safely, read_state_dict
 
 
@@ -25,6 +25,7 @@ def right() -> None:
     q, k, v = attention.project(tokens, (8, 8))
     mix, bias = attention.mixing(q)
     backend: str = choose_backend(None)
+    print(describe_backend(backend).upper())
     out: Tensor = emsa_attention(q, k, v, mix, bias, scale=0.1, eps=1e-5, backend=backend)
     state: Dict[str, Tensor] = read_state_dict('file.pth')
     load_pretrained(model, 'file.pth', prefix='backbone.')

@@ -1,3 +1,3 @@
-from .emsa import choose_backend, emsa_attention
+from .emsa import choose_backend, describe_backend, emsa_attention
 
-__all__ = ['choose_backend', 'emsa_attention']
+__all__ = ['choose_backend', 'describe_backend', 'emsa_attention']

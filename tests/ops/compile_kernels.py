@@ -1,53 +1,83 @@
-"""Compiles the Triton kernels without a GPU: compile_kernels.py CAPABILITY.
+"""Compiles the Triton kernels for a GPU that is not there: compile_kernels.py CAPABILITY CASES.
 
-Prints the shared memory that each kernel takes, in bytes, as JSON.
+CASES is JSON, a list of [dtype, h, d, mixed, normalize]. Each case is a call of the operators,
+forward and backward, whose launches end after the compiler. So what is compiled is what would
+run: with the same tiles, types, and alignment of pointers, strides and sizes.
+
+Prints what the compiler says of each kernel, as JSON.
 """
 import json
+import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from mmrest.ops.emsa import fused as kernels
+from mmrest.ops.emsa import fused
+
+CUOBJDUMP = Path(triton.__file__).with_name('backends') / 'nvidia/bin/cuobjdump'
 
 
-def compile_for(target, kernel, floats, dtype, constants, num_warps):
-    types = dict(scale='fp32', N='i32', M='i32')
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = 'constexpr'
-        else:
-            signature[name] = types.get(name) or '*' + ('fp32' if name in floats else dtype)
-    source = ASTSource(kernel, signature, {
-        (kernel.arg_names.index(name), ): value for name, value in constants.items()})
-    compiled = triton.compile(source, target=target, options=dict(num_warps=num_warps))
-    return compiled.metadata.shared
+class Driver:
+    """What a launch asks its driver, up to the end of the compiler."""
+
+    def __init__(self, capability):
+        self.target = GPUTarget('cuda', capability, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return self.target
+
+
+def figures(compiled):
+    """Registers and bytes of stack of a thread, bytes of shared memory of a program.
+
+    aligned: no 16-bit number is read or written on its own.
+    """
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(compiled.asm['cubin'])
+        file.flush()
+        usage = subprocess.run([CUOBJDUMP, '-res-usage', file.name], check=True,
+                               capture_output=True, text=True).stdout
+    return dict({name: int(re.search(rf'{name.upper()}:(\d+)', usage)[1])
+                 for name in ('reg', 'stack')},
+                shared=compiled.metadata.shared,
+                aligned=not re.search(r'(ld|st)\.global\S*\.b16', compiled.asm['ptx']))
 
 
 def main():
-    target = GPUTarget('cuda', int(sys.argv[1]), 32)
-    shared = {}
-    for dtype, bytes_, h, d, extra in (
-        ('bf16', 2, 2, 64, {}), ('bf16', 2, 8, 64, {}), ('fp16', 2, 8, 96, {}),
-        ('fp32', 4, 8, 96, {}), ('bf16', 2, 1, 16, dict(MIX=False, NORMALIZE=False, mix=None)),
-        ('bf16', 2, 2, 60, dict(N=1, M=1)),
-    ):
-        common = dict(
-            h=h, d=d, PRECISION='ieee', **{'MIX': True, 'NORMALIZE': True, **extra})
-        common['D'] = max(triton.next_power_of_2(d), 16)
-        floats = {'mean', 'mix', 'squares', 'lse', 'delta', 'r', 'slope', 'dmix'}
-        for one_block in (True, False):
-            blocks = kernels.forward_blocks(d, bytes_)
-            constants = dict(common, ONE_BLOCK=one_block, **blocks)
-            shared[f'forward {dtype} {h} {d} {one_block} {extra}'] = compile_for(
-                target, kernels.forward_kernel, floats | {'out'}, dtype, constants, 4)
-        blocks = kernels.backward_blocks(h * d)
-        for kernel in (kernels.key_value_kernel, kernels.query_kernel):
-            shared[f'{kernel.__name__} {dtype} {h} {d} {extra}'] = compile_for(
-                target, kernel, floats, dtype, dict(common, **blocks), 8)
-    print(json.dumps(shared))
+    capability = int(sys.argv[1])
+    triton.runtime.driver.set_active(Driver(capability))
+    fused._capability = lambda device: capability
+    found = {}
+    run = triton.JITFunction.run
+
+    def compile_only(kernel, *args, **kwargs):
+        compiled = run(kernel, *args, **dict(kwargs, warmup=True))
+        found.setdefault(f'{kernel.__name__} {case}', []).append(compiled)
+
+    triton.JITFunction.run = compile_only
+    for case in json.loads(sys.argv[2]):
+        dtype, h, d, mixed, normalize = case
+        torch.backends.cuda.matmul.allow_tf32 = dtype == 'tf32'
+        dtype = torch.float32 if dtype == 'tf32' else getattr(torch, dtype)
+        # As ResT's linear layers give them, keys and values side by side.
+        q, grad = torch.randn(2, 2, 130, h, d, dtype=dtype).transpose(2, 3)
+        k, v = torch.randn(2, 100, 2, h, d, dtype=dtype).permute(2, 0, 3, 1, 4)
+        args = q, k, v, torch.randn(h, h) if mixed else None, d**-0.5, normalize
+        forward = fused.triton_forward(*args, 1e-5)
+        fused.triton_backward(grad, *forward, *args)
+    print(json.dumps({name: [figures(kernel) for kernel in set(kernels)]
+                      for name, kernels in found.items()}))
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ from mmrest.ops import emsa_attention
 ARCH = dict(embed_dims=(16, 32, 64), depths=(1, 1, 1), num_heads=(1, 2, 4), sr_ratios=(4, 2, 1))
 TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
 needs_half = pytest.mark.skipif(TORCH < (2, 4), reason='float16 on a CPU needs torch 2.4')
-needs_triton = pytest.mark.skipif(TORCH < (2, 4), reason='needs Triton 3, with torch 2.4')
+needs_triton = pytest.mark.skipif(TORCH < (2, 7), reason='needs Triton 3.3, with torch 2.7')
 HALF = pytest.param(torch.float16, marks=needs_half)
 BACKENDS = ['reference', 'chunked', pytest.param('triton', marks=needs_triton)]
 

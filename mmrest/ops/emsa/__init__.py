@@ -1,4 +1,4 @@
-from .attention import choose_backend, emsa_attention
+from .attention import choose_backend, describe_backend, emsa_attention
 from .reference import attention_map
 
-__all__ = ['attention_map', 'choose_backend', 'emsa_attention']
+__all__ = ['attention_map', 'choose_backend', 'describe_backend', 'emsa_attention']

@@ -16,10 +16,14 @@ try:
 except ImportError as error:  # there are platforms without Triton
     NO_TRITON = f'the package triton cannot be imported ({error})'
 else:
-    NO_TRITON = f'triton {version} is older than 3.0' if int(version.split('.')[0]) < 3 else ''
+    is_old = tuple(int(part) for part in version.split('.')[:2]) < (3, 3)
+    NO_TRITON = f'triton {version} is older than 3.3' if is_old else ''
 if not NO_TRITON:
     from . import fused
     BACKENDS['triton'] = fused
+
+# Up to this d and h d, the kernels are estimated at twice eager PyTorch's speed: README.md.
+FASTER_UP_TO = 96, 256
 
 
 def choose_backend(backend: Optional[str]) -> str:
@@ -40,6 +44,22 @@ def choose_backend(backend: Optional[str]) -> str:
     if backend != 'auto' and backend not in BACKENDS:
         raise ValueError(f"{backend=} must be 'auto' or one of {sorted(BACKENDS)}")
     return backend
+
+
+def describe_backend(backend: Optional[str] = None) -> str:
+    """What :func:`emsa_attention` runs on with this argument, and why: one sentence for a log.
+
+    Args and errors are those of :func:`choose_backend`.
+    """
+    backend = choose_backend(backend)
+    if backend != 'auto':
+        return f"Attention runs on {backend!r}, because it was asked for."
+    if NO_TRITON:
+        return f"Attention runs on 'chunked', because {NO_TRITON}."
+    one, all_heads = FASTER_UP_TO
+    return (f"Attention runs on 'triton' on NVIDIA GPUs with 2, 4 or 8 heads of up to {one} "
+            f"channels, {all_heads} together, because it is estimated to be at least twice as "
+            "fast as eager PyTorch there (no GPU has measured it), and on 'chunked' elsewhere.")
 
 
 def emsa_attention(
@@ -74,10 +94,10 @@ def emsa_attention(
         eps (float): Added to that variance, above 0. Where N M = 1 the result is zero.
         backend (str, optional): 'reference' (the equations, with the whole map in memory),
             'chunked' (PyTorch on any device, keeps no N x M map), 'triton' (fused CUDA
-            kernels) or 'auto': 'triton' on CUDA where it can run, otherwise 'chunked', and
-            'reference' during an export, whose graph has to run without mmrest, and inside
-            ``torch.func``. Only 'reference' can be differentiated twice or by ``torch.func``.
-            ``None``: see :func:`choose_backend`.
+            kernels) or 'auto': on CUDA 'triton' where :func:`describe_backend` says so,
+            otherwise 'chunked', and 'reference' during an export, whose graph has to run
+            without mmrest, and inside ``torch.func``. Only 'reference' can be differentiated
+            twice or by ``torch.func``. ``None``: see :func:`choose_backend`.
 
     Returns:
         Tensor: (B, h, N, d) in v's type.
@@ -129,6 +149,9 @@ def _num_threads() -> int:
 
 def _choose(q: Tensor) -> str:
     if not q.is_cuda:
+        return 'chunked'
+    one, all_heads = FASTER_UP_TO
+    if q.shape[3] > one or q.shape[1] * q.shape[3] > all_heads:
         return 'chunked'
     reason = NO_TRITON or BACKENDS['triton'].why_not(q)
     if reason:

@@ -1,0 +1,208 @@
+"""The CUDA kernels: in Triton's interpreter where there is no GPU, and in its compiler."""
+import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmrest import EMSA
+from mmrest.ops import describe_backend, emsa_attention
+from mmrest.ops.emsa import attention
+
+from .test_emsa import DEVICE, errors, fused, needs_triton
+
+pytestmark = needs_triton
+HERE = Path(__file__).parent
+# With and without the convolution over heads and the norm, as in table 6.
+ABLATIONS = list(itertools.product((True, False), repeat=2))
+# KB of shared memory that a program can have.
+SHARED = {80: 163, 89: 99, 90: 227}
+
+
+@pytest.fixture(autouse=True)
+def nan_in_new_memory():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def check(h, N, M, d, mixed=True, normalize=True, size=1., bound=5e-6, B=2):
+    """Output and all gradients in float32 against the reference in float64, in units of the
+    largest value."""
+    torch.manual_seed(0)
+    q, grad = torch.randn(2, B, N, h, d, device=DEVICE).transpose(2, 3)
+    k, v = torch.randn(B, M, 2, h, d, device=DEVICE).permute(2, 0, 3, 1, 4)
+    inputs = [size * q, k, v, *([torch.randn(h, h, device=DEVICE)] if mixed else [])]
+    single = [x.detach().requires_grad_() for x in inputs]
+    double = [x.double().requires_grad_() for x in inputs]
+    q, k, v, mix = single if mixed else (*single, None)
+    got = fused.attention(q, k, v, mix, None, d**-0.5, normalize, 1e-5)
+    want = emsa_attention(*double, normalize=normalize, backend='reference')
+    names = ['out', 'dq', 'dk', 'dv', 'dmix']
+    for name, x, y in zip(names, (got, *torch.autograd.grad(got, single, grad)),
+                          (want, *torch.autograd.grad(want, double, grad.double()))):
+        assert errors(x, y)[0] <= bound, (name, h, N, M, d, mixed, normalize)
+
+
+def test_float32_against_float64(many):
+    short = [(2, 33, 49, 5, True, True), (4, 17, 70, 60, True, True),
+             (8, 19, 33, 64, True, True), (4, 35, 20, 128, True, False),
+             (2, 35, 20, 40, False, True), (2, 9, 70, 96, False, False)]
+    long = ((h, 35, 70, d, *ablation) for h, d, ablation in itertools.product(
+        (2, 4, 8), (5, 16, 32, 40, 60, 64, 96, 128), ABLATIONS))
+    for case in many(short, long):
+        check(*case)
+
+
+def test_nearly_uniform_maps(many):
+    """C is the difference of nearly equal numbers, in float32."""
+    for h, d in many([(2, 64)], itertools.product((2, 4, 8), (16, 64, 96))):
+        check(h, 33, 70, d, size=0.02, bound=2e-5)
+
+
+@pytest.mark.parametrize('h, rows, cols, groups', [
+    (2, 16, 16, 1), (4, 32, 16, 2), (8, 32, 32, 4)])
+def test_any_tile_gives_the_same(h, rows, cols, groups, monkeypatch):
+    tiles = []
+    monkeypatch.setattr(fused, 'tile', lambda kernel, *args: (
+        tiles.append(kernel) or dict(ROWS=rows, COLS=cols, G=max(args[1] // groups, 1))))
+    check(h, rows + 1, cols + 2, 40, B=1)
+    assert tiles == ['forward', 'map', 'unmix']
+    check(h, rows + 1, cols + 2, 40, B=1, mixed=False)
+
+
+@pytest.mark.parametrize('chunk, images, queries, programs', [
+    (1, 1, 128, 1), (2**17, 1, 256, 512), (333000, 2, 300, 512)])
+def test_chunks_and_spans_of_any_size(chunk, images, queries, programs, monkeypatch):
+    """3 images of 300 queries, in pieces of an image or several at once. Two spans of keys."""
+    monkeypatch.setattr(fused, 'CHUNK', chunk)
+    monkeypatch.setattr(fused, 'PROGRAMS', programs)
+    monkeypatch.setattr(fused, 'tile', lambda *args: dict(ROWS=128, COLS=16, G=2))
+    assert fused._chunk(3, 300, 2 * 32 * 4) == (images, queries)
+    check(2, 300, 20, 8, B=3)
+
+
+def test_pieces_of_16_bits_add_up_in_float32(monkeypatch):
+    q, grad = torch.randn(2, 1, 2, 300, 8, device=DEVICE).half()
+    k, v = torch.randn(2, 1, 2, 20, 8, device=DEVICE).half()
+    inputs = [x.requires_grad_() for x in (q, k, v, torch.randn(2, 2, device=DEVICE))]
+
+    def gradients():
+        return torch.autograd.grad(emsa_attention(*inputs, backend='triton'), inputs, grad)
+
+    whole = gradients()
+    monkeypatch.setattr(fused, 'CHUNK', 1)
+    for x, y in zip(gradients(), whole):
+        assert x.dtype == y.dtype and errors(x, y.double())[0] <= 1e-3
+
+
+def test_the_models_tensors_are_not_copied():
+    module = EMSA(64, 2, 2, backend='triton').to(DEVICE)
+    for x in module.project(torch.randn(2, 12, 64, device=DEVICE), (3, 4)):
+        tokens = fused._tokens(x)
+        assert tokens.data_ptr() == x.data_ptr() and tokens.stride() == x.stride()
+
+
+def test_results_repeat():
+    q, k, v = torch.randn(3, 2, 4, 33, 16, device=DEVICE)
+    inputs = [x.requires_grad_() for x in (q, k, v, torch.randn(4, 4, device=DEVICE))]
+    first, second = ([out, *torch.autograd.grad(out.sin().sum(), inputs)] for out in (
+        emsa_attention(*inputs, backend='triton') for _ in range(2)))
+    for x, y in zip(first, second):
+        assert torch.equal(x, y)
+
+
+def test_torch_compile_takes_them_whole():
+    torch._dynamo.reset()
+    inputs = [x.requires_grad_() for x in torch.randn(3, 1, 2, 9, 8, device=DEVICE)]
+    inputs.append(torch.randn(2, 2, device=DEVICE, requires_grad=True))
+    eager = functools.partial(emsa_attention, backend='triton')
+    first, second = ([out, *torch.autograd.grad(out.sin().sum(), inputs)] for out in (
+        torch.compile(eager, fullgraph=True, backend='aot_eager')(*inputs), eager(*inputs)))
+    for x, y in zip(first, second):
+        assert torch.equal(x, y)
+
+
+def test_which_gpus_the_kernels_need(monkeypatch):
+    q = torch.zeros(1, 2, 3, 4)
+    monkeypatch.setattr(fused, 'interpreted', lambda: False)
+    with pytest.raises(RuntimeError, match="it needs tensors on an NVIDIA GPU, not on 'cpu'"):
+        emsa_attention(q, q, q, backend='triton')
+    monkeypatch.setattr(torch.Tensor, 'is_cuda', True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
+    with pytest.raises(RuntimeError, match="capability 8.0 or more, unlike 'cpu'"):
+        emsa_attention(q, q, q, backend='triton')
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (12, 0))
+    q = torch.zeros(1, 4, 3, 65)  # the limit is what fits in registers
+    with pytest.raises(RuntimeError, match='float32 it takes up to 256 .* heads, not 4 x 65'):
+        emsa_attention(q, q, q, backend='triton')
+    assert fused.why_not(q.half()) is None
+
+
+def test_auto_takes_the_kernels_where_they_are_estimated_to_pay(monkeypatch):
+    """And describe_backend says so."""
+    taken = []
+    for name, module in attention.BACKENDS.items():
+        monkeypatch.setattr(module, 'attention', lambda *args, name=name: taken.append(name))
+    monkeypatch.setattr(torch.Tensor, 'is_cuda', True)
+    monkeypatch.setattr(fused, 'interpreted', lambda: True)
+    monkeypatch.delenv('MMREST_ATTENTION_BACKEND', raising=False)
+    for h, d, want in [(2, 64, 'triton'), (4, 64, 'triton'), (8, 64, 'chunked'),
+                       (2, 96, 'triton'), (4, 96, 'chunked'), (8, 32, 'triton'),
+                       (2, 128, 'chunked')]:
+        q = torch.zeros(1, h, 3, d)
+        emsa_attention(q, q, q)
+        assert taken.pop() == want, (h, d)
+    assert describe_backend() == (
+        "Attention runs on 'triton' on NVIDIA GPUs with 2, 4 or 8 heads of up to 96 channels, "
+        "256 together, because it is estimated to be at least twice as fast as eager PyTorch "
+        "there (no GPU has measured it), and on 'chunked' elsewhere.")
+    assert describe_backend('reference') == (
+        "Attention runs on 'reference', because it was asked for.")
+    with pytest.raises(ValueError, match="backend='fast' must be 'auto'"):
+        describe_backend('fast')
+
+
+def test_an_old_triton_is_not_used():
+    code = ("import triton; triton.__version__ = '3.2.1'\n"
+            "from mmrest.ops import describe_backend; print(describe_backend('auto'))")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout == (
+        "Attention runs on 'chunked', because triton 3.2.1 is older than 3.3.\n"), done.stderr
+
+
+@pytest.mark.parametrize('capability', SHARED)
+def test_kernels_compile_without_a_gpu(capability, many):
+    """For A100, RTX 4090 and H100: what launches would run, within the GPU's shared memory.
+
+    Registers that spill would cost more than any tile gains.
+    """
+    short = [('bfloat16', h, 64, True, True) for h in (2, 4, 8)]
+    shapes = [(2, 64), (2, 128), (4, 64), (8, 32)]  # and more, with 16 bits
+    long = [('bfloat16', h, d, True, True) for h, d in [
+                *shapes, (2, 96), (4, 96), (4, 128), (8, 64), (8, 96), (8, 128)]]
+    long += [(dtype, h, d, mixed, True) for dtype in ('float32', 'tf32')
+             for h, d, mixed in [*((*shape, True) for shape in shapes), (2, 64, False),
+                                 (2, 128, False)]]
+    long += [('bfloat16', 2, 64, False, True), ('bfloat16', 2, 128, False, True),
+             ('bfloat16', 2, 60, True, True), ('bfloat16', 4, 16, True, True),
+             ('bfloat16', 8, 64, True, False), ('float16', 4, 64, True, True)]
+    env = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
+    cases = many(short, long)
+    done = subprocess.run([
+        sys.executable, HERE / 'compile_kernels.py', str(capability), json.dumps(cases)],
+        env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    spilled = 128 if attention.version.startswith('3.3.') else 64  # 88 bytes with Triton 3.3.1
+    assert len(found) == sum(4 if mixed else 3 for _, _, _, mixed, _ in cases)
+    for name, variants in found.items():
+        for kernel in variants:
+            assert kernel['stack'] <= spilled, (name, kernel)
+            assert kernel['shared'] <= SHARED[capability] * 1024, (name, kernel)
+            assert kernel['aligned'] == (' 60,' not in name), (name, kernel)
