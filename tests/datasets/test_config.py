@@ -4,7 +4,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmrest import ResT
+from mmrest import ResT, ResTV2
 from mmrest.apis import build_model, read_config
 from mmrest.datasets import BASES, config, make_config, read, training
 
@@ -135,11 +135,12 @@ def test_what_there_is_not(splits):
             make_config('masks', *splits['masks'], **options)
 
 
-def test_every_backbone_of_the_zoo(splits):
-    for arch, settings in ResT.arch_zoo.items():
-        text = make_config('boxes', *splits['boxes'], backbone=f'rest_{arch}')
+@pytest.mark.parametrize('kind', [ResT, ResTV2])
+def test_every_backbone_of_the_zoo(kind, splits):
+    for arch, settings in kind.arch_zoo.items():
+        text = make_config('boxes', *splits['boxes'], backbone=f'{kind.__name__.lower()}_{arch}')
         model = Config.fromstring(text, '.py').model
-        assert model.backbone == dict(type='ResT', arch=arch)
+        assert model.backbone == dict(type=kind.__name__, arch=arch)
         assert tuple(model.neck.in_channels) == settings['embed_dims']
 
 
