@@ -138,7 +138,8 @@ def test_what_there_is_not(splits):
 @pytest.mark.parametrize('kind', [ResT, ResTV2])
 def test_every_backbone_of_the_zoo(kind, splits):
     for arch, settings in kind.arch_zoo.items():
-        text = make_config('boxes', *splits['boxes'], backbone=f'{kind.__name__.lower()}_{arch}')
+        name = f'{kind.__name__.lower()}_{arch}'
+        text = make_config('boxes', *splits['boxes'], backbone=name)
         model = Config.fromstring(text, '.py').model
         assert model.backbone == dict(type=kind.__name__, arch=arch)
         assert tuple(model.neck.in_channels) == settings['embed_dims']
