@@ -78,8 +78,8 @@ def make_config(task: str, train: Split, val: Split, model: Optional[str] = None
         val (Split): The validation data.
         model (str, optional): See ``BASES``; by default the first there for the task.
         backbone (str): 'rest_' or 'restv2_' and the name of an ``arch``.
-        load_from (str, optional): A checkpoint: of the backbone, of a classifier, of a whole
-            model, or an address of a whole model.
+        load_from (str, optional): A checkpoint or its address: of the backbone, a classifier
+            or a whole model, see :func:`~mmrest.safe_reading.read_state_dict`.
         batch_size (int, optional): Images of a batch on each GPU.
         iters (int, optional): Iterations of the training, instead of the rule.
         lr (float, optional): Learning rate, instead of the recipe's, scaled to the batch.
@@ -90,7 +90,7 @@ def make_config(task: str, train: Split, val: Split, model: Optional[str] = None
 
     Raises:
         ValueError: There is no such model for the task, or no such backbone.
-        FileNotFoundError, ValueError: The checkpoint cannot be read.
+        FileNotFoundError, OSError, ValueError: The checkpoint cannot be read.
     """
     model = model or next(iter(BASES[task]))
     if model not in BASES[task]:
@@ -257,9 +257,10 @@ def _replace(config, key, old, new):
 def _write_load_from(writer, checkpoint):
     """Start from a whole model, or from a backbone: the names in the file tell which."""
     cfg = writer.cfg
-    if checkpoint is not None and '://' not in checkpoint:
+    if checkpoint is not None:
         parts = {name.partition('.')[0] for name in read_state_dict(checkpoint)}
-        checkpoint = str(Path(checkpoint).resolve())
+        if '://' not in checkpoint:
+            checkpoint = str(Path(checkpoint).resolve())
         others = parts & set(cfg.model) - {'backbone', 'data_preprocessor'}
         if 'backbone' not in parts or not others:
             cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=writer.choose(

@@ -122,10 +122,11 @@ def test_what_a_checkpoint_is_for(task, names, expected, splits, tmp_path):
         assert cfg.get('load_from') is None
 
 
-def test_a_checkpoint_at_an_address(splits):
-    address = 'https://example.org/detector.pth'
+def test_a_checkpoint_at_an_address(splits, tmp_path):
+    torch.save({'stem.x': torch.zeros(1)}, tmp_path / 'weights.pth')
+    address = f'file://{tmp_path}/weights.pth'
     cfg = Config.fromstring(make_config('boxes', *splits['boxes'], load_from=address), '.py')
-    assert cfg.load_from == address
+    assert cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint=address)
 
 
 def test_what_there_is_not(splits):
