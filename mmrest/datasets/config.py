@@ -46,7 +46,7 @@ class Writer:
             node.pop('_scope_', None)  # the default_scope
         self.chosen = []
 
-    def choose(self, name: str, value: str, comment: str) -> str:
+    def choose(self, name: str, value: object, comment: str) -> str:
         """Add a variable; returns what stands for it in the config until :meth:`text`."""
         comment = textwrap.wrap(comment, 92)
         self.chosen += [*(f'# {line}' for line in comment), f'{name} = {value}']
