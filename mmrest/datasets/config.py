@@ -77,7 +77,7 @@ def make_config(task: str, train: Split, val: Split, model: Optional[str] = None
         train (Split): The training data, without errors.
         val (Split): The validation data.
         model (str, optional): See ``BASES``; by default the first there for the task.
-        backbone (str): 'rest_' or 'restv2_' and the name of an ``arch``.
+        backbone (str): Kind and ``arch``, as in 'rest_small' or 'restv2_tiny'.
         load_from (str, optional): A checkpoint or its address: of the backbone, a classifier
             or a whole model, see :func:`~mmrest.safe_reading.read_state_dict`.
         batch_size (int, optional): Images of a batch on each GPU.
