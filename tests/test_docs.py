@@ -29,7 +29,9 @@ from mmrest.apis import build_model, read_config
 from . import golden
 from .configs.step import train_and_predict
 from .configs.test_zoo import NORMS
+from .datasets import pets
 from .deploy.models import sharpen
+from .torture.training import Run
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / 'docs'
@@ -48,7 +50,8 @@ def blocks(page, language):
 OTHERS = dict(mmrotate=(2, 3, 64, 64), mmpose=(2, 3, 64, 48), mmyolo=(2, 3, 64, 64),
               mmaction=(2, 3, 3, 64, 64))
 CONFIGS = {f'{page.name} {i}': code for page in PAGES
-           for i, code in enumerate(blocks(page, 'python')) if code.startswith('_base_')}
+           for i, code in enumerate(blocks(page, 'python'))
+           if code.startswith('_base_') and page.name != 'trees.md'}
 
 
 @pytest.mark.parametrize('code', CONFIGS.values(), ids=CONFIGS)
@@ -122,15 +125,10 @@ def test_training():
     init_default_scope('mmdet')
     assert OPTIM_WRAPPER_CONSTRUCTORS.get(scope['optim_wrapper']['constructor'])
     assert HOOKS.build(dict(hooks['reseed'])).priority == 'VERY_LOW'
-    code, = (code for name, code in CONFIGS.items() if name.startswith('training.md'))
-    cfg = Config.fromstring(code, '.py')
-    assert cfg.default_hooks.checkpoint.backend_args == hooks['checkpoint']['backend_args']
+    assert hooks['checkpoint']['backend_args'] == dict(backend='whole')
     text = (DOCS / 'training.md').read_text()
     step = re.search(r"`(dict\(type='SkipUnreadable'.*?\))`", text)
     assert TRANSFORMS.build(eval(step[1])).at_most == 10
-    assert cfg.model.roi_head.bbox_head.num_classes == 2
-    assert cfg.test_dataloader.dataset.ann_file == 'val.json'
-    assert cfg.test_evaluator.ann_file == 'data/pets/val.json'
 
 
 def test_emsa_in_a_network_of_ones_own():
@@ -219,6 +217,75 @@ def test_commands_for_weights_run(project, many):
     assert back.get('model', back).keys() == original.keys()
 
 
+@pytest.fixture(scope='module')
+def own_data(tmp_path_factory):
+    """A folder in which the page's first command has written pets.py, made short."""
+    folder = tmp_path_factory.mktemp('own')
+    (folder / 'tools').symlink_to(ROOT / 'tools')
+    for name, seed in (('train', 0), ('val', 100)):
+        pets.write_coco(folder / 'pets' / name, seed)
+        pets.write_classes(folder / 'photos' / name, seed)
+        pets.write_segments(folder / 'scenes' / name, seed)
+    torch.save(golden.draw_weights('small'), folder / 'rest_small.pth')
+    run_script(own_data_commands('--out pets.py')[0], folder)
+    config = (folder / 'pets.py').read_text()
+    assert 'max_iters = 3000' in config
+    config = config.replace('max_iters = 3000', 'max_iters = 2')
+    (folder / 'pets.py').write_text(config.replace('batch_size = 4', 'batch_size = 1'))
+    return folder
+
+
+def own_data_commands(words):
+    text = '\n'.join(blocks(DOCS / 'own_data.md', 'bash')).replace('\\\n', ' ')
+    return [line for line in text.splitlines() if words in line]
+
+
+def run_script(command, folder):
+    """A command `python SCRIPT ...`, with the last checkpoint of a short training."""
+    _, script, *args = shlex.split(command.replace('iter_3000', 'iter_2'))
+    process = Run(folder, *args, script=ROOT / script)
+    assert process.wait(300) == 0, f'{command}\n{process.text()[-2000:]}'
+
+
+def test_own_data_from_check_to_pictures(own_data):
+    done = blocks(DOCS / 'own_data.md', 'bash')[0].replace('\\\n', ' ').splitlines()[1:]
+    for command in done:
+        run_script(command, own_data)
+    assert len(list((own_data / 'found/pictures').iterdir())) == 4
+    for command in own_data_commands('--task')[1:]:
+        run_script(command, own_data)
+    assert (own_data / 'photos.py').exists() and (own_data / 'scenes.py').exists()
+
+
+def test_own_data_by_the_scripts_of_others(own_data, many):
+    if many(True, False):
+        pytest.skip('long version only: --torture')
+    for command in own_data_commands('train mmrest') + own_data_commands('.mim/tools'):
+        run(command, own_data)
+
+
+@pytest.mark.parametrize('package', ['tensorboard', 'wandb', 'mlflow'])
+def test_curves_elsewhere(package, own_data, monkeypatch):
+    pytest.importorskip(package)
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    command, = own_data_commands(f'={dict(mlflow="MLflow").get(package, package.title())}Vis')
+    run(f'{command} --work-dir {package}', own_data)
+    written = [str(path) for path in own_data.rglob('*')]
+    assert any(dict(tensorboard='tfevents', wandb='.wandb', mlflow='mlflow.db')[package] in path
+               for path in written)
+
+
+def test_trees_with_another_backbone(own_data, monkeypatch):
+    """The tutorial's config, on pets; without the weights that it starts from."""
+    code, = blocks(DOCS / 'trees.md', 'python')
+    (own_data / 'trees.py').write_text((own_data / 'pets.py').read_text())
+    (own_data / 'trees_resnet18.py').write_text(code)
+    cfg = Config.fromfile(own_data / 'trees_resnet18.py')
+    assert cfg.model.backbone.pop('init_cfg').prefix == 'backbone.'
+    init_default_scope('mmdet')
+    train_and_predict(build_model(cfg), 'mmdet', 64)
+
+
 @lru_cache
 def help_of(*command):
     return subprocess.run([sys.executable, *command, '--help'], cwd=ROOT, text=True,
@@ -229,6 +296,10 @@ HELP = {
     'mim train': lambda: help_of('-m', 'mim', 'train') + help_of('tools/train.py'),
     'torchrun': lambda: help_of('-m', 'torch.distributed.run') + help_of('tools/train.py'),
     'python tools/train.py': lambda: help_of('tools/train.py'),
+    'python tools/infer.py': lambda: help_of('tools/infer.py'),
+    'python tools/own_data.py': lambda: help_of('tools/own_data.py'),
+    'python tools/dataset_converters/voc_to_coco.py':
+        lambda: help_of('tools/dataset_converters/voc_to_coco.py'),
     'python tools/test.py': lambda: help_of('tools/test.py'),
 }
 

@@ -31,7 +31,8 @@ def main() -> None:
         '--model', choices=[name for names in BASES.values() for name in names],
         help='default: ' + ', '.join(f'{next(iter(n))} ({task})' for task, n in BASES.items()))
     parser.add_argument(
-        '--backbone', default='rest_small', help='rest_lite, rest_small, rest_base, rest_large')
+        '--backbone', default='rest_small', help='rest_lite, rest_small (default), rest_base, '
+        'rest_large, restv2_tiny, restv2_small, restv2_base or restv2_large')
     parser.add_argument(
         '--load-from', help='checkpoint to start from: a backbone, a classifier or a detector')
     parser.add_argument('--batch-size', type=int, help='images on each GPU')

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Optional
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
-from ..models import ResT  # noqa: F401  registers the backbones
+from ..models import ResT, ResTV2
 from ..safe_reading import read_state_dict
 from ..utils import MIM
 from ..version import __version__
@@ -28,7 +27,8 @@ RECIPES = dict(
     boxes=(4, 12, 'coco/bbox_mAP'), masks=(4, 12, 'coco/segm_mAP'),
     classes=(32, 100, 'accuracy/top1'), segments=(4, 60, 'mIoU'))
 MIN_ITERS = 3000
-BACKBONES = dict(rest='ResT', restv2='ResTV2')
+BACKBONES = {f'{kind.__name__.lower()}_{arch}': (kind, arch)
+             for kind in (ResT, ResTV2) for arch in kind.arch_zoo}
 ORDER = ('default_scope', 'custom_imports', 'load_from', 'model', 'data_preprocessor',
          'train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator',
          'test_evaluator', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'train_cfg',
@@ -42,10 +42,11 @@ class Writer:
         full = Config.fromfile(MIM / 'configs' / path)
         known = ['custom_imports', *inspect.signature(Runner).parameters]
         self.cfg = ConfigDict({k: full[k] for k in known if k in full and k != 'work_dir'})
-        _remove(self.cfg, '_scope_')
+        for node in _dicts(self.cfg):
+            node.pop('_scope_', None)  # the default_scope
         self.chosen = []
 
-    def choose(self, name: str, value: str, comment: str) -> str:
+    def choose(self, name: str, value: object, comment: str) -> str:
         """Add a variable; returns what stands for it in the config until :meth:`text`."""
         comment = textwrap.wrap(comment, 92)
         self.chosen += [*(f'# {line}' for line in comment), f'{name} = {value}']
@@ -76,9 +77,9 @@ def make_config(task: str, train: Split, val: Split, model: Optional[str] = None
         train (Split): The training data, without errors.
         val (Split): The validation data.
         model (str, optional): See ``BASES``; by default the first there for the task.
-        backbone (str): 'rest_' or 'restv2_' and the name of an ``arch``.
-        load_from (str, optional): A checkpoint: of the backbone, of a classifier, of a whole
-            model, or an address of a whole model.
+        backbone (str): Kind and ``arch``, as in 'rest_small' or 'restv2_tiny'.
+        load_from (str, optional): A checkpoint or its address: of the backbone, a classifier
+            or a whole model, see :func:`~mmrest.safe_reading.read_state_dict`.
         batch_size (int, optional): Images of a batch on each GPU.
         iters (int, optional): Iterations of the training, instead of the rule.
         lr (float, optional): Learning rate, instead of the recipe's, scaled to the batch.
@@ -89,7 +90,7 @@ def make_config(task: str, train: Split, val: Split, model: Optional[str] = None
 
     Raises:
         ValueError: There is no such model for the task, or no such backbone.
-        FileNotFoundError, ValueError: The checkpoint cannot be read.
+        FileNotFoundError, OSError, ValueError: The checkpoint cannot be read.
     """
     model = model or next(iter(BASES[task]))
     if model not in BASES[task]:
@@ -203,14 +204,12 @@ def _write_segments(writer, train):
 
 def _write_backbone(writer, name):
     """Put the backbone and its channels into the model."""
-    kind, _, arch = name.partition('_')
-    names = [f'{key}_{arch}' for key, kind in BACKBONES.items()
-             for arch in getattr(MODELS.get(kind), 'arch_zoo', {})]
-    if name not in names:
-        raise ValueError(f'backbone={name!r} must be one of {", ".join(names)}')
-    dims = MODELS.get(BACKBONES[kind]).arch_zoo[arch]['embed_dims']
+    if name not in BACKBONES:
+        raise ValueError(f'backbone={name!r} must be one of {", ".join(BACKBONES)}')
+    kind, arch = BACKBONES[name]
+    dims = kind.arch_zoo[arch]['embed_dims']
     model = writer.cfg.model
-    model.backbone.update(type=BACKBONES[kind], arch=arch)
+    model.backbone.update(type=kind.__name__, arch=arch)
     model.backbone.pop('drop_path_rate', None)
     if 'in_channels' in (model.get('neck') or {}):
         model.neck.in_channels = list(dims[-len(model.neck.in_channels):])
@@ -239,31 +238,31 @@ def _write_light(writer, task):
             'samples', 128, 'Of the proposals, to learn from; 512 in the papers.')
 
 
-def _replace(node, key, old, new):
-    """Set the values of a key anywhere in a config, if they are ``old`` (None: always)."""
-    for child in node.values() if isinstance(node, dict) else node:
-        if isinstance(child, (dict, list)):
-            _replace(child, key, old, new)
-    if isinstance(node, dict) and key in node and old in (None, node[key]):
-        node[key] = new
-
-
-def _remove(node, key):
-    """Remove a key anywhere in a config."""
+def _dicts(node):
+    """All dicts in a config."""
     if isinstance(node, dict):
-        node.pop(key, None)
-    for child in node.values() if isinstance(node, dict) else node:
-        if isinstance(child, (dict, list)):
-            _remove(child, key)
+        yield node
+    if isinstance(node, (dict, list)):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _dicts(child)
+
+
+def _replace(config, key, old, new):
+    """Set the values of a key anywhere in a config, if they are ``old`` (None: always)."""
+    for node in _dicts(config):
+        if key in node and old in (None, node[key]):
+            node[key] = new
 
 
 def _write_load_from(writer, checkpoint):
     """Start from a whole model, or from a backbone: the names in the file tell which."""
     cfg = writer.cfg
-    if checkpoint is not None and '://' not in checkpoint:
+    if checkpoint is not None:
         parts = {name.partition('.')[0] for name in read_state_dict(checkpoint)}
-        checkpoint = str(Path(checkpoint).resolve())
-        if not parts & (set(cfg.model) - {'backbone', 'data_preprocessor'}):
+        if '://' not in checkpoint:
+            checkpoint = str(Path(checkpoint).resolve())
+        others = parts & set(cfg.model) - {'backbone', 'data_preprocessor'}
+        if 'backbone' not in parts or not others:
             cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=writer.choose(
                 'pretrained', repr(checkpoint), 'Weights of the backbone.'))
             if 'backbone' in parts:

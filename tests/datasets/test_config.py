@@ -4,7 +4,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmrest import ResT
+from mmrest import ResT, ResTV2
 from mmrest.apis import build_model, read_config
 from mmrest.datasets import BASES, config, make_config, read, training
 
@@ -104,26 +104,29 @@ def test_light_detectors(splits):
         make_config('classes', *splits['classes'], light=True)
 
 
-@pytest.mark.parametrize('names, expected', [
-    (['stem.x', 'stage1.x', 'norm.x', 'head.weight'], dict(type='Pretrained')),
-    (['backbone.stem.x', 'head.fc.weight'], dict(type='Pretrained', prefix='backbone.')),
-    (['backbone.stem.x', 'neck.x', 'roi_head.x'], None)])
-def test_what_a_checkpoint_is_for(names, expected, splits, tmp_path):
+@pytest.mark.parametrize('task, names, expected', [
+    ('boxes', ['stem.x', 'stage1.x', 'norm.x', 'head.weight'], dict(type='Pretrained')),
+    ('classes', ['stem.x', 'stage1.x', 'norm.x', 'head.weight'], dict(type='Pretrained')),
+    ('boxes', ['backbone.x', 'head.x'], dict(type='Pretrained', prefix='backbone.')),
+    ('classes', ['backbone.x', 'head.x'], None),
+    ('boxes', ['backbone.x', 'neck.x', 'roi_head.x'], None)])
+def test_what_a_checkpoint_is_for(task, names, expected, splits, tmp_path):
     """Published weights and classifiers for the backbone, detectors for the whole model."""
     path = tmp_path / 'weights.pth'
     torch.save({name: torch.zeros(1) for name in names}, path)
-    cfg = Config.fromstring(make_config('boxes', *splits['boxes'], load_from=str(path)), '.py')
+    cfg = Config.fromstring(make_config(task, *splits[task], load_from=str(path)), '.py')
     if expected is None:
         assert cfg.load_from == str(path) and 'init_cfg' not in cfg.model.backbone
     else:
         assert cfg.model.backbone.init_cfg == dict(expected, checkpoint=str(path))
-        assert cfg.load_from is None
+        assert cfg.get('load_from') is None
 
 
-def test_a_checkpoint_at_an_address(splits):
-    address = 'https://example.org/detector.pth'
+def test_a_checkpoint_at_an_address(splits, tmp_path):
+    torch.save({'stem.x': torch.zeros(1)}, tmp_path / 'weights.pth')
+    address = f'file://{tmp_path}/weights.pth'
     cfg = Config.fromstring(make_config('boxes', *splits['boxes'], load_from=address), '.py')
-    assert cfg.load_from == address
+    assert cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint=address)
 
 
 def test_what_there_is_not(splits):
@@ -135,11 +138,13 @@ def test_what_there_is_not(splits):
             make_config('masks', *splits['masks'], **options)
 
 
-def test_every_backbone_of_the_zoo(splits):
-    for arch, settings in ResT.arch_zoo.items():
-        text = make_config('boxes', *splits['boxes'], backbone=f'rest_{arch}')
+@pytest.mark.parametrize('kind', [ResT, ResTV2])
+def test_every_backbone_of_the_zoo(kind, splits):
+    for arch, settings in kind.arch_zoo.items():
+        name = f'{kind.__name__.lower()}_{arch}'
+        text = make_config('boxes', *splits['boxes'], backbone=name)
         model = Config.fromstring(text, '.py').model
-        assert model.backbone == dict(type='ResT', arch=arch)
+        assert model.backbone == dict(type=kind.__name__, arch=arch)
         assert tuple(model.neck.in_channels) == settings['embed_dims']
 
 
