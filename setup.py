@@ -97,7 +97,7 @@ setup(
         'tools': ['grad-cam', 'onnx', 'onnxruntime', 'onnxscript', 'safetensors', 'seaborn'],
         'docs': ['furo', 'ipykernel', 'myst-parser', 'nbclient', 'nbformat', 'sphinx'],
         'test': ['codespell', 'hypothesis', 'mypy', 'pre-commit', 'pytest', 'pytest-xdist',
-                 'ruff'],
+                 'ruff', 'segmentation-models-pytorch', 'timm'],
     },
     classifiers=[
         'Programming Language :: Python :: 3',

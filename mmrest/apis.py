@@ -44,6 +44,13 @@ def exit_on_user_error(main: Callable) -> Callable:
     return run
 
 
+def package_of(cfg: Config) -> str:
+    """Return 'mmdet', 'mmpretrain', 'mmseg' or another package that a config is for."""
+    kind = cfg.model.type  # a class in pure-Python configs, which have no default_scope
+    scope = kind.rpartition('.')[0] if isinstance(kind, str) else kind.__module__
+    return cfg.get('default_scope') or scope.partition('.')[0] or 'mmdet'
+
+
 def read_config(path: str, options: Optional[dict] = None) -> Config:
     """Read a config and make its scope the default one.
 
@@ -53,7 +60,7 @@ def read_config(path: str, options: Optional[dict] = None) -> Config:
     """
     cfg = Config.fromfile(path)
     cfg.merge_from_dict(options or {})
-    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    init_default_scope(package_of(cfg))
     return cfg
 
 
@@ -97,7 +104,7 @@ def example(cfg: Config, model: nn.Module, shape: Tuple[int, int], batch: int = 
     channels = find_rest(model).in_channels
     inputs = torch.zeros(batch, channels, *shape, device=next(model.parameters()).device)
     samples = None
-    if cfg.get('default_scope') == 'mmdet':
+    if package_of(cfg) == 'mmdet':
         from mmdet.structures import DetDataSample
         meta = dict(img_shape=shape, ori_shape=shape, scale_factor=(1., 1.),
                     pad_shape=shape, batch_input_shape=shape)
@@ -114,16 +121,31 @@ def read_image(cfg: Config, model: nn.Module, path: str) -> Tuple[np.ndarray, Te
         path (str): The image.
 
     Returns:
-        tuple: The picture (h, w, 3), RGB, uint8, and the model's input (1, C, H, W), which
-        may be padded at the bottom and at the right.
+        tuple: The picture (h, w, 3) of :func:`as_picture`, and the model's input
+        (1, C, H, W), which may be padded at the bottom and at the right.
     """
     pipeline = Compose([
         TRANSFORMS.build(step) for step in cfg.test_dataloader.dataset.pipeline
         if 'LoadAnnotations' not in str(step['type'])
     ])
     data = pipeline(dict(img_path=path, img_id=0))
-    picture = data['inputs'].numpy().transpose(1, 2, 0)[..., ::-1]  # BGR -> RGB
-    if picture.shape[2] == 1:
-        picture = picture.repeat(3, axis=2)
     inputs = model.data_preprocessor(pseudo_collate([data]), False)['inputs']
-    return np.ascontiguousarray(picture), inputs
+    return as_picture(data['inputs'].numpy().transpose(1, 2, 0)), inputs
+
+
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """Turn an image of any channels and numbers into one to draw on.
+
+    Args:
+        image (np.ndarray): (h, w) or (h, w, C). The first three channels are BGR; of fewer
+            than three, the first is shown as grey.
+
+    Returns:
+        np.ndarray: (h, w, 3), RGB, uint8. What 8 bits cannot show is stretched to 0 to 255.
+    """
+    image = np.atleast_3d(image)
+    image = image[..., 2::-1] if image.shape[2] > 2 else image[..., :1].repeat(3, axis=2)
+    low, high = image.min(), image.max()
+    if image.dtype != np.uint8 and (low < 0 or high > 255 or high <= 1):
+        image = (image - low) * (255. / max(high - low, 1e-6))
+    return np.ascontiguousarray(image, np.uint8)

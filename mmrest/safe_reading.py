@@ -1,16 +1,23 @@
 """Reads checkpoints without running code from the file."""
 import collections
 import hashlib
+import os
 import pickle
+import sys
 import tarfile
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, SimpleNamespace
-from typing import Any, Callable, Dict, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, Tuple, Union
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
-from mmengine.fileio import get_local_path
+from mmengine.dist import barrier, get_rank
+from mmengine.fileio import get_file_backend
+from mmengine.fileio.backends import prefix_to_backends
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import scheduler
 from torch import Tensor
@@ -146,12 +153,13 @@ for _module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
 
 
 def load_safely() -> None:
-    """Make mmengine read local checkpoints with :func:`read_checkpoint` in this process.
+    """Make mmengine read checkpoints with :func:`read_checkpoint` in this process.
 
-    Its own loader falls back to unrestricted pickle, which runs code from the file.
+    Its own loaders fall back to unrestricted pickle, which runs code from the file.
     """
     from mmengine.runner import CheckpointLoader  # needs OpenCV, which reading does not
-    CheckpointLoader.register_scheme('', loader=read_checkpoint, force=True)
+    schemes = ['', 'file://', 'http://', 'https://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://']
+    CheckpointLoader.register_scheme(schemes, loader=read_checkpoint, force=True)
 
 
 def read_checkpoint(filename: str, map_location: Any = 'cpu') -> Any:
@@ -177,14 +185,18 @@ def read_state_dict(path: Union[str, Path]) -> Dict[str, Tensor]:
     unwrapped, and 'module.' before every name is dropped.
 
     Args:
-        path (str | Path): A file that ``torch.save`` wrote, a safetensors file that ends in
-            '.safetensors', or anything that :func:`mmengine.fileio.get_local_path` accepts.
+        path (str | Path): A file that ``torch.save`` wrote, or a safetensors file that ends
+            in '.safetensors'; or its address: ``file://``, ``http://``, ``https://``, or a
+            storage that MMEngine knows, like ``s3://``. What HTTP brings is kept in
+            PyTorch's hub cache (:func:`torch.hub.get_dir`) and is not fetched again.
 
     Raises:
         FileNotFoundError: There is no such file.
+        OSError: The file cannot be fetched.
         UnsafeCheckpointError: The file asks for a Python object that weights do not need.
             No code in it was run.
-        ValueError: The file is damaged or has no named tensors.
+        ValueError: The address is of another kind; the file is damaged or has no named
+            tensors.
         ImportError: The file needs the package safetensors, which is not installed.
     """
     return named_tensors(read_file(path)[0], path)
@@ -221,8 +233,9 @@ def read_file(path: Union[str, Path],
         map_location (Any): See :func:`torch.load`; safetensors are read to the CPU.
     """
     kind = 'safetensors file' if str(path).endswith('.safetensors') else 'torch.save file'
+    local = path
     try:
-        with get_local_path(str(path)) as local:
+        with _local_file(str(path)) as local:
             if not Path(local).is_file():
                 raise FileNotFoundError(f'checkpoint={str(path)!r}: no such file')
             if kind == 'safetensors file':
@@ -239,9 +252,42 @@ def read_file(path: Union[str, Path],
     except (OSError, ImportError):
         raise
     except Exception as error:  # damaged bytes fail anywhere in the unpickling
+        kept = '' if str(local) == str(path) else f' (the file {local})'
         raise ValueError(
-            f'checkpoint={str(path)!r} cannot be read as a {kind}: {error}') from error
+            f'checkpoint={str(path)!r}{kept} cannot be read as a {kind}: {error}') from error
     return content, digest
+
+
+@contextmanager
+def _local_file(address: str) -> Iterator[str]:
+    scheme = urlsplit(address).scheme if '://' in address else ''
+    if scheme in ('http', 'https'):
+        yield _fetch(address)
+        return
+    if scheme == 'file':
+        address = url2pathname(address[len('file://'):])
+    try:
+        backend = get_file_backend(address)
+    except KeyError:
+        known = sorted({'file', *filter(None, prefix_to_backends)})
+        raise ValueError(f'its address must begin with one of {", ".join(known)}') from None
+    with backend.get_local_path(address) as local:
+        yield str(local)
+
+
+def _fetch(address: str) -> str:
+    """Download a file as torch.hub does, once on a machine, and return where it is."""
+    path = os.path.join(torch.hub.get_dir(), 'checkpoints',
+                        os.path.basename(urlsplit(address).path))
+    try:
+        if int(os.environ.get('LOCAL_RANK', get_rank())) == 0 and not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            torch.hub.download_url_to_file(address, path, progress=sys.stderr.isatty())
+    except OSError as error:
+        raise OSError(f'checkpoint={address!r} cannot be fetched: {error}') from error
+    finally:
+        barrier()  # the other processes of this machine wait for the file
+    return path
 
 
 def _load_torch(path: str, unpickler: type, map_location: Any) -> Any:

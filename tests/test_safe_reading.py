@@ -1,5 +1,8 @@
 """Whole checkpoints of mmengine are read without running code from the file."""
 import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -10,7 +13,12 @@ from mmengine.runner import CheckpointLoader
 from torch.testing import assert_close
 
 from mmrest import safe_reading
-from mmrest.safe_reading import UnsafeCheckpointError, load_safely, read_checkpoint
+from mmrest.safe_reading import (
+    UnsafeCheckpointError,
+    load_safely,
+    read_checkpoint,
+    read_state_dict,
+)
 
 from .torture.training import ROOT, Run
 
@@ -83,6 +91,58 @@ def test_mmengine_refuses_code(payload, checkpoint, safely, tmp_path):
     with pytest.raises(UnsafeCheckpointError, match='no code in it was run'):
         CheckpointLoader.load_checkpoint(path, map_location='cpu')
     assert not os.path.exists(mark)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Addresses of files in ``tmp_path``, what was asked for, and an empty hub cache."""
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+
+        def log_request(self, *args):
+            asked.append(self.path)
+
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    monkeypatch.setattr(torch.hub, '_hub_dir', None)
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}', asked
+        server.shutdown()
+
+
+def test_addresses(server, checkpoint, safely, tmp_path):
+    """By init_cfg and by MMEngine's loader; over HTTP once; no code runs."""
+    address, asked = server
+    torch.save(checkpoint, tmp_path / 'weights.pth')
+    want = checkpoint['state_dict']
+    for _ in range(2):
+        assert_close(read_state_dict(f'{address}/weights.pth?name=1'), want)
+    assert_close(read_state_dict((tmp_path / 'weights.pth').as_uri()), want)
+    for url in (f'{address}/weights.pth', (tmp_path / 'weights.pth').as_uri()):
+        found = CheckpointLoader.load_checkpoint(url, map_location='cpu')
+        assert_close(found['state_dict'], want)
+    assert asked == ['/weights.pth?name=1']
+    assert [p.name for p in (tmp_path / 'torch/hub/checkpoints').iterdir()] == ['weights.pth']
+    mark = tmp_path / 'ran'
+    torch.save(dict(a=Payload(os.system, f'touch {mark}')), tmp_path / 'evil.pth')
+    with pytest.raises(UnsafeCheckpointError, match='http://.*no code in it was run'):
+        CheckpointLoader.load_checkpoint(f'{address}/evil.pth')
+    assert not mark.exists()
+
+
+def test_addresses_that_cannot_be_read_are_a_sentence(server, tmp_path):
+    address, asked = server
+    (tmp_path / 'damaged.pth').write_bytes(b'PK damaged')
+    for url, error, words in (
+            (f'{address}/none.pth', OSError, "none.pth' cannot be fetched: HTTP Error 404"),
+            ('http://127.0.0.1:9/none.pth', OSError, "none.pth' cannot be fetched: .*refused"),
+            (f'{address}/damaged.pth', ValueError, r"damaged.pth' \(the file .*checkpoints"),
+            ('file:///none.pth', FileNotFoundError, "file:///none.pth': no such file"),
+            ('torchvision://resnet18', ValueError, 'its address must begin with one of')):
+        with pytest.raises(error, match=words):
+            read_state_dict(url)
 
 
 def test_numbers_that_numpy_would_unpickle_are_refused():

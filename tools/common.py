@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
-from annotations import fault
 from mmengine.config import Config, DictAction
 
 import mmrest.engine  # noqa: F401  for configs written by mmrest 0.1.0
-from mmrest.apis import read_config
+from mmrest.apis import package_of, read_config
 from mmrest.safe_reading import load_safely
 
 
@@ -59,37 +58,33 @@ def load_config(args: argparse.Namespace, *loaders: str) -> Config:
     return cfg
 
 
-def package_of(cfg: Config) -> str:
-    """Return 'mmdet', 'mmpretrain', 'mmseg' or another package that the config is for."""
-    kind = cfg.model.type  # a class in pure-Python configs, which have no default_scope
-    return cfg.get('default_scope') or getattr(kind, '__module__', kind).partition('.')[0]
-
-
 @contextmanager
 def explain_annotations(cfg: Config, *loaders: str) -> Iterator[None]:
-    """After an error inside the block, end with a sentence if a COCO file is at fault."""
+    """After an error inside the block, end with what is wrong in the config's COCO files."""
     try:
         yield
     except Exception:
-        sentence = _annotation_fault(cfg, loaders)
-        if sentence is None:
+        faults = list(_annotation_faults(cfg, loaders))
+        if not faults:
             raise
         traceback.print_exc()
-        raise SystemExit(sentence) from None
+        raise SystemExit('\n'.join(faults)) from None
 
 
-def _annotation_fault(cfg, loaders):
+def _annotation_faults(cfg, loaders):
+    """The errors that tools/own_data.py finds, in the files alone and not in the images."""
     for dataset in _datasets(cfg, loaders):
         kind = dataset.get('type')
         path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
         if getattr(kind, '__name__', kind) == 'CocoDataset' and path.is_file():
             from mmdet.datasets import CocoDataset
-            classes = (dataset.get('metainfo') or CocoDataset.METAINFO)['classes']
+
+            from mmrest.datasets import Split, check_annotations
             masks = any(step.get('with_mask') for step in dataset.get('pipeline', []))
-            sentence = fault(path, classes, masks)
-            if sentence is not None:
-                return sentence
-    return None
+            classes = (dataset.get('metainfo') or CocoDataset.METAINFO)['classes']
+            split = Split(path, path.parent)
+            check_annotations(split, masks, classes)
+            yield from (str(finding) for finding in split.findings if finding.level == 'E')
 
 
 def _datasets(cfg, loaders):
@@ -104,10 +99,11 @@ def _datasets(cfg, loaders):
 
 
 def _local_paths(dataset):
-    """The files and folders of a dataset, unless they are on another storage."""
-    storage = dataset.get('backend_args') or dataset.get('file_client_args') or {}
-    if storage.get('backend', 'local') != 'local':
-        return
+    """The files and folders of a dataset, unless it or a loading step names another storage."""
+    for part in [dataset, *dataset.get('pipeline', [])]:
+        storage = part.get('backend_args') or part.get('file_client_args') or {}
+        if storage.get('backend', 'local') != 'local':
+            return
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or ''
     prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]

@@ -11,7 +11,8 @@ class of each pixel, too. A film gives pictures/NAME.mp4 and predictions/NAME/FR
 import argparse
 import json
 from pathlib import Path
-from typing import Dict, List, Tuple, Union
+from tempfile import TemporaryDirectory
+from typing import Dict, List, Tuple
 
 import cv2
 import numpy as np
@@ -21,32 +22,32 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.utils import track_iter_progress
 
-from mmrest.apis import exit_on_user_error
+from mmrest.apis import as_picture, exit_on_user_error, package_of
 from mmrest.files import write_whole
 from mmrest.safe_reading import load_safely
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 FILMS = ('.avi', '.mkv', '.mov', '.mp4', '.webm')
-Source = Union[str, np.ndarray]  # a path, which the config's pipeline loads, or a BGR frame
 Result = Tuple[np.ndarray, dict, Dict[str, np.ndarray]]
 
 
 class Detector:
-    """MMDetection's inferencer."""
+    """MMDetection's inferencer, and the pipeline that loads an image for it."""
 
     def __init__(self, config: str, checkpoint: str, device: str, score_thr: float):
         from mmdet.apis import DetInferencer
         self.inferencer = DetInferencer(config, checkpoint, device)
+        self.pipeline = self.inferencer.pipeline
         self.score_thr = score_thr
 
-    def __call__(self, source: Source, image: np.ndarray) -> Result:
-        """Predict from ``source`` and draw on ``image`` (RGB).
+    def __call__(self, data: dict, image: np.ndarray) -> Result:
+        """Predict from ``data``, which the pipeline packed, and draw on ``image`` (RGB).
 
         Returns:
             tuple: The picture (RGB), the content of the JSON file, and further images by the
             suffix of their file.
         """
-        sample = predict(self.inferencer, self.inferencer.pipeline(source))
+        sample, = self.inferencer.forward(pseudo_collate([data]))
         picture, = self.inferencer.visualize(
             [image], [sample], return_vis=True, pred_score_thr=self.score_thr)
         found = self.inferencer.pred2dict(sample)
@@ -61,10 +62,11 @@ class Segmenter:
     def __init__(self, config: str, checkpoint: str, device: str, score_thr: float):
         from mmseg.apis import MMSegInferencer
         self.inferencer = MMSegInferencer(config, checkpoint, device=device)
+        self.pipeline = self.inferencer.pipeline
 
-    def __call__(self, source: Source, image: np.ndarray) -> Result:
+    def __call__(self, data: dict, image: np.ndarray) -> Result:
         """See :class:`Detector`."""
-        sample = predict(self.inferencer, self.inferencer.pipeline(source))
+        sample, = self.inferencer.forward(pseudo_collate([data]))
         picture, = self.inferencer.visualize([image], [sample], return_vis=True)
         labels = sample.pred_sem_seg.data[0].cpu().numpy()
         classes = self.inferencer.model.dataset_meta['classes']
@@ -87,14 +89,9 @@ class Classifier:
         self.pipeline = Compose([TRANSFORMS.build(step) for step in steps])
         self.visualizer = UniversalVisualizer()
 
-    def __call__(self, source: Source, image: np.ndarray) -> Result:
+    def __call__(self, data: dict, image: np.ndarray) -> Result:
         """See :class:`Detector`."""
-        if isinstance(source, str):
-            data = self.pipeline(dict(img_path=source))
-        else:
-            shape = source.shape[:2]
-            data = self.inferencer.pipeline(dict(img=source, img_shape=shape, ori_shape=shape))
-        sample = predict(self.inferencer, data)
+        sample, = self.inferencer.forward(pseudo_collate([data]))
         picture = self.visualizer.visualize_cls(
             image, sample, classes=self.inferencer.classes, draw_gt=False,
             resize=max(min(image.shape[:2]), 224))
@@ -106,9 +103,22 @@ class Classifier:
 MODELS = dict(mmdet=Detector, mmseg=Segmenter, mmpretrain=Classifier)
 
 
-def predict(inferencer, data: dict):
-    sample, = inferencer.forward(pseudo_collate([data]))
-    return sample
+def load(model, path: Path) -> dict:
+    """Run the first step of the model's pipeline, which loads an image.
+
+    Raises:
+        OSError: It cannot.
+    """
+    try:
+        return model.pipeline.transforms[0](dict(img_path=str(path)))
+    except Exception as error:  # of any image library
+        raise OSError(f'{path} ({error!r})') from error
+
+
+def predict(model, loaded: dict) -> Result:
+    """Run the other steps and the model on what :func:`load` returns."""
+    picture = as_picture(loaded['img'])
+    return model(Compose(model.pipeline.transforms[1:])(loaded), picture)
 
 
 def write_predictions(path: Path, found: dict, more: Dict[str, np.ndarray]) -> None:
@@ -117,15 +127,16 @@ def write_predictions(path: Path, found: dict, more: Dict[str, np.ndarray]) -> N
         write_whole(f'{path}{suffix}', cv2.imencode(suffix, image)[1].tobytes())
 
 
-def run_images(model, paths: List[Path], out: Path) -> List[Path]:
-    """Write pictures and predictions of images, and return those that cannot be read."""
+def run_images(model, paths: List[Path], out: Path) -> List[str]:
+    """Write pictures and predictions of images, and return which cannot be read, and why."""
     broken = []
     for path in track_iter_progress(paths):
-        image = cv2.imread(str(path))
-        if image is None:
-            broken.append(path)
+        try:
+            loaded = load(model, path)
+        except OSError as error:
+            broken.append(str(error))
             continue
-        picture, found, more = model(str(path), image[..., ::-1])
+        picture, found, more = predict(model, loaded)
         content = cv2.imencode(path.suffix.lower(), picture[..., ::-1])[1].tobytes()
         write_whole(out / 'pictures' / path.name, content)
         write_predictions(out / 'predictions' / path.name, found, more)
@@ -138,13 +149,16 @@ def run_film(model, path: Path, out: Path) -> None:
     (out / 'pictures').mkdir(parents=True, exist_ok=True)
     partial = out / 'pictures' / f'{path.stem}.partial.mp4'
     writer = None
-    for i, frame in enumerate(track_iter_progress((film, len(film)))):
-        picture, found, more = model(frame, frame[..., ::-1])
-        if writer is None:
-            writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*'mp4v'),
-                                     film.fps or 25, picture.shape[1::-1])
-        writer.write(np.ascontiguousarray(picture[..., ::-1]))
-        write_predictions(out / 'predictions' / path.name / f'{i:06}', found, more)
+    with TemporaryDirectory() as folder:
+        file = Path(folder, 'frame.png')  # the config says how to load a file
+        for i, frame in enumerate(track_iter_progress((film, len(film)))):
+            cv2.imwrite(str(file), frame)
+            picture, found, more = predict(model, load(model, file))
+            if writer is None:
+                writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*'mp4v'),
+                                         film.fps or 25, picture.shape[1::-1])
+            writer.write(np.ascontiguousarray(picture[..., ::-1]))
+            write_predictions(out / 'predictions' / path.name / f'{i:06}', found, more)
     if writer is None:
         raise ValueError(f"input='{path}' has no frame that can be read")
     writer.release()
@@ -176,9 +190,12 @@ def main() -> None:
     if not paths:
         raise ValueError(f"input='{args.input}' has no image in it ({' '.join(IMAGES)})")
 
-    scope = Config.fromfile(args.config).get('default_scope') or 'mmdet'
+    package = package_of(Config.fromfile(args.config))
+    if package not in MODELS:
+        raise ValueError(f'{args.config} is for {package}; this script knows the inferencers '
+                         f'of {", ".join(MODELS)}')
     load_safely()
-    model = MODELS[scope](args.config, args.checkpoint, args.device, args.score_thr)
+    model = MODELS[package](args.config, args.checkpoint, args.device, args.score_thr)
     broken = []
     if suffix in FILMS:
         run_film(model, args.input, args.out_dir)
@@ -187,7 +204,7 @@ def main() -> None:
     print(f'{args.out_dir}/pictures, {args.out_dir}/predictions')
     if broken:
         raise SystemExit(f'{len(broken)} of {len(paths)} images cannot be read: '
-                         f'{", ".join(map(str, broken))}')
+                         f'{", ".join(broken)}')
 
 
 if __name__ == '__main__':

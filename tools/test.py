@@ -4,12 +4,12 @@ python tools/test.py configs/mask_rcnn/rest_small_fpn_1x_coco.py checkpoint.pth
 """
 import os
 
-from common import explain_annotations, load_config, make_parser, package_of
+from common import explain_annotations, load_config, make_parser
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
-from mmrest.apis import exit_on_user_error
+from mmrest.apis import exit_on_user_error, package_of
 
 # Averages predictions, unless the config has a tta_model.
 TTA_MODELS = dict(

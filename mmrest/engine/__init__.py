@@ -1,6 +1,7 @@
-"""Hooks and transforms for training: ``custom_imports=['mmrest.engine']`` registers them."""
+"""Opt-in parts for training: ``custom_imports=['mmrest.engine']`` registers them."""
 from .checkpoint import WholeCheckpointHook
+from .layer_decay import LayerDecayConstructor
 from .reseed import ReseedHook
 from .skip_unreadable import SkipUnreadable
 
-__all__ = ['ReseedHook', 'SkipUnreadable', 'WholeCheckpointHook']
+__all__ = ['LayerDecayConstructor', 'ReseedHook', 'SkipUnreadable', 'WholeCheckpointHook']

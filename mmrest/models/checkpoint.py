@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Union
 
 from mmengine.logging import print_log
-from mmengine.model.weight_init import update_init_info
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
@@ -18,7 +17,8 @@ InitCfg = Optional[Union[dict, List[dict]]]
 
 def load_pretrained(model: nn.Module,
                     checkpoint: Union[str, Path],
-                    prefix: Optional[str] = None) -> None:
+                    prefix: Optional[str] = None,
+                    in_channels: Optional[str] = None) -> Dict[str, Tensor]:
     """Load weights into a :class:`~mmrest.ResT` or ResTV2. No code from the file is run.
 
     The names are the published ones, see ``own_name`` of the model. A classification head,
@@ -31,14 +31,31 @@ def load_pretrained(model: nn.Module,
         checkpoint (str | Path): See :func:`~mmrest.safe_reading.read_state_dict`.
         prefix (str, optional): Load only the names that start with it, without it:
             'backbone.' for a detector's checkpoint.
+        in_channels (str, optional): 'adapt' makes the first convolution of a file for three
+            channels fit the model's ``in_channels``, as timm's ``adapt_input_conv`` does.
+
+    Returns:
+        dict[str, Tensor]: What was loaded, by its name in the model.
 
     Raises:
-        FileNotFoundError, ValueError: See :func:`~mmrest.safe_reading.read_state_dict`.
-        ValueError: The weights do not fit the model. Weights are not adapted to another
-            ``in_channels`` either.
+        FileNotFoundError, OSError, ValueError: See
+            :func:`~mmrest.safe_reading.read_state_dict`.
+        ValueError: The weights do not fit the model.
     """
     content, digest = read_file(checkpoint)
     state = named_tensors(content, checkpoint)
+    return load_weights(model, state, checkpoint, prefix, in_channels, f' (SHA-256 {digest})')
+
+
+def load_weights(model: nn.Module,
+                 state: Dict[str, Tensor],
+                 checkpoint: Union[str, Path],
+                 prefix: Optional[str] = None,
+                 in_channels: Optional[str] = None,
+                 digest: str = '') -> Dict[str, Tensor]:
+    """:func:`load_pretrained` of tensors that were read from ``checkpoint``."""
+    if in_channels not in (None, 'adapt'):
+        raise ValueError(f"{in_channels=} must be 'adapt' or None")
     this = f'{type(model).__name__}(arch={model.arch!r})'
     if prefix:
         names, state = list(state), {
@@ -53,6 +70,9 @@ def load_pretrained(model: nn.Module,
     renamed = {model.own_name(name): value for name, value in state.items()}
     renamed.update((name, state[name]) for name in renamed if name in state)
     state = renamed
+    stem = _stem_weight(model)
+    if in_channels and stem in state and state[stem].shape[1] == 3:
+        state[stem] = _adapt(state[stem], model.in_channels)
 
     own = model.state_dict()
     missing = [
@@ -84,9 +104,10 @@ def load_pretrained(model: nn.Module,
     count = sum(n for name, n in parameters.items() if name in loaded)
     print_log(
         f'{this}: loaded {count:,} of {sum(parameters.values()):,} parameters from '
-        f'{checkpoint} (SHA-256 {digest}); missing (left at their initial value): '
+        f'{checkpoint}{digest}; missing (left at their initial value): '
         f'{", ".join(missing) or "none"}; not used: {", ".join(unused) or "none"}',
         logger='current')
+    return loaded
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -94,13 +115,18 @@ class ResTWeights:
     """What ``type='Pretrained'`` in a ResT's ``init_cfg`` means: :func:`load_pretrained`."""
 
     def __init__(self, checkpoint: Union[str, Path], prefix: Optional[str] = None,
-                 map_location: Any = None):  # mmengine's argument; the model stays where it is
-        self.checkpoint, self.prefix = checkpoint, prefix
+                 map_location: Any = None,  # mmengine's argument; the model stays where it is
+                 in_channels: Optional[str] = None):
+        self.checkpoint, self.prefix, self.in_channels = checkpoint, prefix, in_channels
 
     def __call__(self, module: nn.Module) -> None:
-        load_pretrained(module, self.checkpoint, self.prefix)
-        if hasattr(module, '_params_init_info'):  # inside init_weights
-            update_init_info(module, f'ResTWeights: load from {self.checkpoint}')
+        loaded = load_pretrained(module, self.checkpoint, self.prefix, self.in_channels)
+        # Inside init_weights. MMEngine's update_init_info leaves out what keeps its mean.
+        infos = getattr(module, '_params_init_info', {})
+        for name, p in module.named_parameters():
+            if p in infos and name in loaded:
+                infos[p].update(init_info=f'ResTWeights: load from {self.checkpoint}',
+                                tmp_mean_value=p.data.mean().cpu())
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -148,13 +174,30 @@ def _safe(cfg: dict) -> dict:
     return cfg
 
 
+def _stem_weight(model: nn.Module) -> str:
+    """Name of the first convolution's weight."""
+    return next(f'stem.{name}.weight' for name, module in model.stem.named_modules()
+                if isinstance(module, nn.Conv2d))
+
+
+def _adapt(weight: Tensor, in_channels: int) -> Tensor:
+    """(C, 3, k, k) -> (C, in_channels, k, k): the sum for one channel, else repeated.
+
+    A grey image has the same features as in three channels; so has any other number of
+    channels that are all alike, if it is a multiple of three.
+    """
+    if in_channels == 1:
+        return weight.sum(1, keepdim=True)
+    repeated = weight.repeat(1, -(-in_channels // 3), 1, 1)[:, :in_channels]
+    return repeated * (3 / in_channels)
+
+
 def _other_shapes(model: nn.Module, state: Dict[str, Tensor]) -> List[str]:
     """What is wrong with the shapes in the file: the first three of another shape."""
-    conv = next(n for n, m in model.stem.named_modules() if isinstance(m, nn.Conv2d))
-    weight = state.get(f'stem.{conv}.weight')
+    weight = state.get(_stem_weight(model))
     if weight is not None and weight.ndim == 4 and weight.shape[1] != model.in_channels:
-        return [f'in_channels={model.in_channels} here, {weight.shape[1]} in the file, and '
-                'weights are not adapted to other channels']
+        return [f'in_channels={model.in_channels} here, {weight.shape[1]} in the file; '
+                "in_channels='adapt' beside the checkpoint adapts weights for 3"]
     return [
         f'{name} is {tuple(state[name].shape)} in the file, {tuple(value.shape)} here'
         for name, value in model.state_dict().items()

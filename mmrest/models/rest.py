@@ -248,6 +248,20 @@ class ResT(BaseModule):
                     module.eval()
         return self
 
+    def _load_from_state_dict(self, *args) -> None:
+        """Refuse a published file in place of a whole model's checkpoint.
+
+        MMEngine's ``load_checkpoint``, and so MMPretrain's ``get_model(pretrained=...)``, would
+        log its names as unexpected and go on.
+        """
+        super()._load_from_state_dict(*args)
+        *_, unexpected, _ = args  # of all modules around this one, too
+        if 'model' in unexpected or not self.state_dict().keys().isdisjoint(unexpected):
+            raise ValueError(
+                'the checkpoint has the names of a published file. It belongs into init_cfg='
+                f"dict(type='Pretrained', checkpoint=...) of the {type(self).__name__}, or "
+                'convert_checkpoint.py makes the checkpoint of a whole classifier of it')
+
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
         """Depth of a parameter, for MMPretrain's layer-wise decay of the learning rate.
 

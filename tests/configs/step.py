@@ -20,7 +20,6 @@ def build(cfg):
 def _remove_pretrained(node):
     """Tests download nothing."""
     if isinstance(node, dict):
-        node.pop('pretrained', None)
         if (node.get('init_cfg') or {}).get('type') == 'Pretrained':
             node.pop('init_cfg')
         node = list(node.values())

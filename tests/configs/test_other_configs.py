@@ -45,7 +45,8 @@ def test_detectors(base, neck, out_indices):
 ])
 def test_segmenters(base, changes, out_indices):
     folder = Path(find_spec('mmseg').origin).parent / '.mim/configs'
-    check(str(folder / base), out_indices, 64, data_preprocessor=dict(size=(64, 64)), **changes)
+    check(str(folder / base), out_indices, 64, pretrained=None,
+          data_preprocessor=dict(size=(64, 64)), **changes)
 
 
 def test_classifiers():

@@ -5,6 +5,8 @@ import torch
 from mmengine.fileio import load
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 from mmrest.apis import build_model
@@ -15,6 +17,7 @@ from .step import build, train_and_predict
 from .test_configs import ALL, CONFIGS, read
 
 ROOT = CONFIGS.parent
+NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 METADATA = {
     model['Config'].replace('configs/', '', 1): model['Metadata']
     for path in load(ROOT / 'model-index.yml')['Import']
@@ -42,11 +45,23 @@ def test_a_training_step_and_a_prediction(name):
     if cfg.default_scope == 'mmseg':  # it would pad the images to the size of its crops
         model.data_preprocessor.size = (size, size)
     wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, 'type': 'OptimWrapper'})
+    check_weight_decay(name, cfg.optim_wrapper, model, wrapper.param_groups)
     before = {k: p.detach().clone() for k, p in model.backbone.named_parameters()}
     train_and_predict(model, cfg.default_scope, size)
     wrapper.step()
     moved = [k for k, p in model.backbone.named_parameters() if not p.equal(before[k])]
     assert len(moved) > 0.9 * len(before)
+
+
+def check_weight_decay(name, cfg, model, groups):
+    """Norms have none, by whatever key, unless the recipe is one for all parameters."""
+    for_all = 'ablations' in name or name.startswith('semantic_fpn') and 'digits' not in name
+    no_biases = 'bias_decay_mult' in cfg.get('paramwise_cfg', {})
+    decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
+    norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
+    for key, p in model.named_parameters():
+        none = id(p) in norms and not for_all or no_biases and key.endswith('bias')
+        assert decay[id(p)] == (0 if none else cfg.optimizer.weight_decay), key
 
 
 @pytest.mark.parametrize('name', LARGE)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.runner import load_checkpoint
 
 from mmrest import ResT, ResTV2
 from mmrest.safe_reading import UnsafeCheckpointError, read_state_dict
@@ -126,6 +127,37 @@ def test_fewer_stages_take_what_they_have(tmp_path, log):
     check_loaded(model)
     line = next(line for line in log.getvalue().splitlines() if 'loaded' in line)
     assert 'stage3.0.attn.q.weight' in line.split('not used:')[1]
+
+
+def test_the_log_of_init_weights_names_every_parameter_that_was_loaded(tmp_path):
+    """Also those whose mean is as before: zeros, ones."""
+    path = tmp_path / 'weights.pth'
+    weights = ResT('lite').state_dict()
+    torch.save({k: v for k, v in weights.items() if not k.startswith('norm1.')}, path)
+    model = ResT('lite', init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    infos = {}
+    model._dump_init_info = lambda: infos.update(model._params_init_info)
+    model.init_weights()
+    for name, p in model.named_parameters():
+        loaded = 'ResTWeights: load from' in infos[p]['init_info']
+        assert loaded != name.startswith('norm1.'), name
+
+
+@pytest.mark.parametrize('wrap', [lambda state: dict(model=state), lambda state: state])
+def test_whole_models_refuse_a_published_file(wrap, tmp_path):
+    """MMEngine's load_checkpoint, thus MMPretrain's get_model, would log and go on."""
+    path = tmp_path / 'rest_lite.pth'
+    torch.save(wrap(classification_weights()), path)
+    model = torch.nn.ModuleDict(dict(backbone=ResT('lite'), head=torch.nn.Linear(512, 10)))
+    with pytest.raises(ValueError, match='has the names of a published file. It belongs'):
+        load_checkpoint(model, str(path), map_location='cpu')
+    with pytest.raises(ValueError, match='has the names of a published file'):
+        load_checkpoint(model.backbone, str(published(path)), map_location='cpu')
+    model.load_state_dict(model.head.state_dict(), strict=False)  # a part, on purpose
+    own = model.state_dict()
+    torch.save(own, path)
+    load_checkpoint(model, str(path))
+    torch.testing.assert_close(model.state_dict(), own)
 
 
 def test_init_weights_a_second_time_leaves_trained_weights_alone(tmp_path):
@@ -301,6 +333,41 @@ def test_damaged_bytes_are_a_value_error_or_load(kind, tmp_path, many):
 
 
 # Wrong files
+
+
+@pytest.mark.parametrize('stem', ['rest', 'resnet', 'pvt'])
+@pytest.mark.parametrize('in_channels', [1, 2, 4, 6, 13])
+def test_images_of_other_channels_by_choice(in_channels, stem, tmp_path):
+    """As timm's adapt_input_conv: (C, 3, k, k) is summed for one channel, or repeated."""
+    path = tmp_path / 'weights.pth'
+    source = ResT('lite', 3, (0, ), stem=stem).double().eval()
+    torch.save(source.state_dict(), path)
+    cfg = dict(type='Pretrained', checkpoint=str(path), in_channels='adapt')
+    model = ResT('lite', in_channels, (0, ), stem=stem, init_cfg=cfg).double().eval()
+    model.init_weights()
+    first, *rest = model.state_dict().items()
+    rgb = source.state_dict()[first[0]]
+    for i in range(in_channels):
+        scale = 3 / in_channels
+        want = rgb.sum(1) if in_channels == 1 else rgb[:, i % 3] * scale
+        torch.testing.assert_close(first[1][:, i], want)
+    torch.testing.assert_close(dict(rest), dict(list(source.state_dict().items())[1:]))
+    if in_channels % 3 in (0, 1) and in_channels != 4 and in_channels != 13:
+        grey = torch.rand(1, 1, 32, 40, dtype=torch.double)
+        torch.testing.assert_close(model(grey.expand(-1, in_channels, -1, -1))[0],
+                                   source(grey.expand(-1, 3, -1, -1))[0])
+
+
+def test_only_three_channels_are_adapted(tmp_path):
+    path = tmp_path / 'weights.pth'
+    torch.save(ResT('lite', 4, (0, )).state_dict(), path)
+    with pytest.raises(ValueError, match="in_channels=1 here, 4 in the file; in_channels='ad"):
+        load(path, in_channels=1, out_indices=(0, ))
+    cfg = dict(type='Pretrained', checkpoint=str(path), in_channels='adapt')
+    with pytest.raises(ValueError, match='in_channels=1 here, 4 in the file'):
+        ResT('lite', 1, (0, ), init_cfg=cfg).init_weights()
+    with pytest.raises(ValueError, match="in_channels=3 must be 'adapt' or None"):
+        ResT('lite', init_cfg=dict(cfg, in_channels=3)).init_weights()
 
 
 @pytest.mark.parametrize('stem', ['rest', 'resnet', 'pvt'])

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS as REGISTRY
 from torch import nn
 from torch.testing import assert_close
 
@@ -13,6 +13,8 @@ from mmrest.models import rest as rest_module
 from mmrest.models.layers import DropPath
 
 from .. import golden
+from . import models
+from .models import MODELS
 
 TINY = dict(embed_dims=(8, 16), depths=(1, 2), num_heads=(1, 2), sr_ratios=(2, 1))
 
@@ -108,6 +110,19 @@ def test_a_batch_is_its_images(kind):
         assert_close(together, torch.cat(alone))
 
 
+@pytest.mark.parametrize('cls', MODELS)
+def test_no_images_give_no_features(cls):
+    model = models.build(cls)
+    image = torch.zeros(0, 3, 70, 100, dtype=torch.double, requires_grad=True)
+    features = model(image)
+    hw = [(18, 25), (9, 13), (5, 7), (3, 4)]
+    assert [x.shape for x in features] == [
+        (0, c, *hw) for c, hw in zip(models.ARCH['embed_dims'], hw)]
+    sum(x.sum() for x in features).backward()
+    assert image.grad.shape == image.shape
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
 @BOTH
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
 def test_other_precisions(kind, dtype):
@@ -191,7 +206,7 @@ def test_roi_align_reads_the_features_right(kind, batch, channels_last):
 @BOTH
 def test_mm_registries_find_it(kind):
     cfg = dict(type=kind.__name__, arch='small', out_indices=(3, ))
-    assert isinstance(MODELS.build(cfg), kind)
+    assert isinstance(REGISTRY.build(cfg), kind)
     for package in ('mmdet', 'mmpretrain', 'mmseg'):
         registry = __import__(f'{package}.registry', fromlist=['MODELS']).MODELS
         with registry.switch_scope_and_registry(package) as scoped:
@@ -270,6 +285,52 @@ def test_norm_eval_keeps_statistics(kind):
     assert model.eval() is model and not model.stem.training
 
 
+@pytest.mark.parametrize('cls', MODELS)
+@pytest.mark.parametrize('out_indices, stages', [
+    (None, (0, 1, 2, 3)), (-1, (3, )), (2, (2, )), ((-3, -1), (1, 3)), ([0, -2], (0, 2))])
+def test_out_indices_channels_and_strides(out_indices, stages, cls):
+    model = models.build(cls, out_indices=out_indices)
+    assert model.out_indices == stages
+    assert model.out_channels == tuple(models.ARCH['embed_dims'][i] for i in stages)
+    assert model.strides == tuple(2**(i + 2) for i in stages)
+    image = models.image(1, 3, 64, 128)
+    features, every = model(image), models.build(cls, out_indices=None)
+    every.load_state_dict(model.state_dict(), strict=False)
+    assert len(features) == len(stages)
+    for x, channels, stride, i in zip(features, model.out_channels, model.strides, stages):
+        assert x.shape == (1, channels, 64 // stride, 128 // stride)
+        if stages[-1] == 3:
+            assert_close(x, every(image)[i])
+
+
+@pytest.mark.parametrize('cls', MODELS)
+@pytest.mark.parametrize('out_indices', [None, (1, )])
+def test_features_before_the_norm(out_indices, cls):
+    """Normalised, they are those of a model with output norms."""
+    model = models.build(cls, out_indices=out_indices)
+    plain = models.build(cls, out_indices=out_indices, out_norm=False)
+    state = model.state_dict()
+    norms = [model.get_submodule(cls.stage_names(i)[2]) for i in model.out_indices]
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    assert len(state) - len(plain.state_dict()) == 2 * len(norms)
+    assert plain.out_channels == model.out_channels
+    image = models.image(2, 3, 45, 66)
+    for x, norm, want in zip(plain(image), norms, model(image)):
+        assert x.is_contiguous()
+        assert_close(norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), want)
+
+
+@pytest.mark.parametrize('cls', MODELS)
+def test_gradients_have_the_strides_of_their_parameters(cls):
+    """DistributedDataParallel compares them, also for dimensions of size 1."""
+    model = models.build(cls).float().train()
+    for size in (33, 128):
+        model.zero_grad()
+        golden.loss(model(torch.randn(2, 3, size, size))).backward()
+        for name, p in model.named_parameters():
+            assert p.grad.stride() == p.stride(), name
+
+
 @pytest.mark.parametrize('out_indices', [(0, 1, 2), (1, 2), (0, 2), (2, )])
 def test_norm_in_trunk_is_the_published_detection_code(out_indices):
     arch = dict(embed_dims=(8, 16, 32), depths=(1, 2, 1), num_heads=(1, 2, 4),
@@ -346,6 +407,10 @@ def test_with_cp_gives_the_same_gradients_by_checkpointing(kind, monkeypatch):
     (dict(arch=dict(TINY, num_heads=(1, 3))), '=16 must be a multiple of num_heads=3'),
     (dict(out_indices=(0, 2)), 'out_indices=(0, 2) must be increasing, from 0 to 1'),
     (dict(out_indices=(1, 0)), 'out_indices=(1, 0) must'),
+    (dict(out_indices=(-1, 0)), 'out_indices=(-1, 0) must'),
+    (dict(out_indices=(1, -1)), 'out_indices=(1, -1) must'),
+    (dict(out_indices=-3), 'out_indices=-3 must be increasing, from 0 to 1; -1 is the last'),
+    (dict(norm_in_trunk=True, out_norm=False), 'needs output norms, and out_norm=False'),
     (dict(out_indices=(0, 0)), 'out_indices=(0, 0) must'),
     (dict(out_indices=()), 'out_indices=() must'),
     (dict(frozen_stages=3), 'frozen_stages=3 must be from -1 to 2'),

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmrest import EMSA
 from mmrest.ops import choose_backend, emsa_attention
@@ -201,9 +202,12 @@ def test_extreme_scores_stay_finite(backend, dtype):
     assert_close(sharp.double(), want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('backend', ['reference', 'chunked', 'auto'])
-def test_plain_attention(backend, monkeypatch):
-    """PyTorch's own, except for 'reference', and for 'chunked' on a CPU."""
+@pytest.mark.parametrize('backend, threads', [
+    ('reference', 1), ('chunked', 1), ('auto', 1), ('auto', 8), ('auto', 9)])
+def test_plain_attention(backend, threads, monkeypatch):
+    """PyTorch's own, except for 'reference', and on a CPU for 'chunked' and with more threads
+    than its backward of two images of two heads keeps busy."""
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
     q, k, v, _, _ = inputs = [x.to(DEVICE) for x in draw(2, 2, 9, 5, 4)]
     function, calls = F.scaled_dot_product_attention, []
     monkeypatch.setattr(attention.F, 'scaled_dot_product_attention', lambda *args, **kwargs: (
@@ -211,7 +215,7 @@ def test_plain_attention(backend, monkeypatch):
     got = results(lambda *args: emsa_attention(
         *args[:3], normalize=False, scale=0.3, backend=backend) + 0 * sum(
             x.sum() for x in args[3:]), inputs)
-    ours = backend == 'reference' or (backend == 'chunked' and DEVICE == 'cpu')
+    ours = backend == 'reference' or DEVICE == 'cpu' and (backend == 'chunked' or threads > 8)
     assert calls == ([] if ours else [dict(scale=0.3)])
     want = results(lambda q, k, v, *rest: (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
                    + 0 * sum(x.sum() for x in rest), inputs)
@@ -276,12 +280,39 @@ def test_every_parameter_gets_a_gradient():
     assert not module.transform_conv.bias.grad.any()
 
 
+@pytest.mark.parametrize('shape', [(1, 2, 5, 3, 2), (2, 1, 4, 3, 3)])
+def test_second_derivatives_of_the_reference(shape):
+    q, k, v, *rest = draw(*shape)
+    for options in (rest, ()):
+        assert torch.autograd.gradgradcheck(lambda *x, options=options: emsa_attention(
+            *x, *options, normalize=bool(options), backend='reference'), (q, k, v))
+
+
 def test_a_second_derivative_is_refused():
     q, *rest = draw(1, 2, 5, 3, 2)
     grad, = torch.autograd.grad(
         emsa_attention(q, *rest, backend='chunked').square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         grad.sum().backward()
+
+
+@pytest.mark.skipif(TORCH < (2, 4), reason='needs the operators, which torch 2.4 can have')
+@pytest.mark.parametrize('mixed', [True, False])
+def test_flops_are_those_of_the_products(mixed):
+    """Per query, key and head: d for each of two products forward and, of five, backward;
+    h for one mixing forward and, of three, backward. (The reference keeps the map.)"""
+    q, k, v, mix, bias = draw(3, 2, 7, 5, 4)
+    inputs = (q, k, v, mix, bias) if mixed else (q, k, v)
+    counted = []
+    for backend in ('reference', 'chunked'):
+        with FlopCounterMode(display=False) as counter:
+            out = emsa_attention(*inputs, backend=backend)
+            forward = counter.get_total_flops()
+            out.sum().backward()
+        counted.append((forward, counter.get_total_flops() - forward))
+    each, h = 2 * 3 * 2 * 7 * 5, 2 * mixed
+    assert counted == [(each * (2 * 4 + h), each * (4 * 4 + 2 * h)),
+                       (each * (2 * 4 + h), each * (5 * 4 + 3 * h))]
 
 
 @needs_triton
@@ -349,9 +380,9 @@ def test_the_backend_of_an_environment_variable(monkeypatch):
             build()
 
 
-@pytest.mark.parametrize('backend', FUSED)
+@pytest.mark.parametrize('backend', ['reference', *FUSED])
 def test_inputs_that_would_give_wrong_numbers(backend):
-    """The operators would read other memory, or broadcast, or round."""
+    """They would read other memory, or broadcast, or round."""
     q, k, v, mix, bias = (x.detach().float() for x in draw(2, 2, 9, 5, 4))
     for wrong, error, message in [
         (dict(q=q[:1]), ValueError, r'k of shape \(2, 2, 5, 4\) .* must be .* \(1, 2, 5, 4\)'),

@@ -13,17 +13,6 @@ CONFIGS = dict(
                 test_cfg=dict(score_thr=0., max_per_img=20))),
     mmseg=('semantic_fpn/rest_lite_semantic_fpn_digits.py',
            dict(neck=dict(in_channels=[8, 16, 16, 16]))))
-# As MMSegmentation's configs have it; its test.py has no default.
-MMSEG_TTA = '''
-_base_ = 'mmseg.py'
-tta_model = dict(type='SegTTAModel')
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='TestTimeAug', transforms=[
-        [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
-        [dict(type='LoadAnnotations')], [dict(type='PackSegInputs')]])
-]
-'''
 SETTINGS = '''
 load_from = None
 train_cfg = dict(max_iters=3, val_interval=3)
@@ -44,4 +33,3 @@ def write(folder):
         model = dict(model, backbone=dict(arch=ARCH, init_cfg=None, drop_path_rate=0.3))
         (folder / f'{package}.py').write_text(
             f'_base_ = {str(ROOT / "configs" / base)!r}\nmodel = {model}{SETTINGS}')
-    (folder / 'mmseg_tta.py').write_text(MMSEG_TTA)

@@ -16,7 +16,14 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmrest import ResT, ResTV2
-from mmrest.apis import build_model, exit_on_user_error, find_rest, read_config, read_image
+from mmrest.apis import (
+    as_picture,
+    build_model,
+    exit_on_user_error,
+    find_rest,
+    read_config,
+    read_image,
+)
 from mmrest.ops.emsa.reference import attention
 
 from .conftest import ROOT, call
@@ -65,6 +72,19 @@ def test_the_image_is_the_output_of_the_test_pipeline(tmp_path):
     shown = inputs[0] * preprocessor.std + preprocessor.mean
     assert_close(shown.permute(1, 2, 0), torch.tensor(wanted).float(),
                  rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize('image, shown', [
+    (np.uint8([[3, 9]]), [3, 9]),  # as it is, (h, w)
+    (np.float32([[[3.]], [[255.]]]), [3, 255]),
+    (np.uint16([[0, 300, 30000]]), [0, 2, 255]),
+    (np.float32([[-1., 0., 1.]]), [0, 127, 255]),
+    (np.float32([[0., .5]]), [0, 255]),
+    (np.zeros((1, 2, 2), np.uint16), [0, 0])])
+def test_what_is_drawn_on_has_three_channels_of_8_bits(image, shown):
+    picture = as_picture(image)
+    assert picture.dtype == np.uint8 and picture.shape == (*image.shape[:2], 3)
+    assert (picture.reshape(-1, 3) == np.array(shown)[:, None]).all()
 
 
 def test_configs_without_rest_and_weights_that_do_not_fit_are_named(files):
@@ -215,6 +235,39 @@ def test_images_per_second(config, tool, monkeypatch, capsys):
     found = re.search(r'at 2 x 64x96, .*: ([\d.]+) images/s \(median of \d+',
                       capsys.readouterr().out)
     assert float(found[1]) > 0
+
+
+@pytest.mark.parametrize('channels, color_type', [(1, 'grayscale'), (4, 'unchanged')])
+def test_images_of_other_channels(channels, color_type, tool, tmp_path, monkeypatch, capsys):
+    config, image = tmp_path / 'config.py', tmp_path / 'image.png'
+    mean = [128.] * channels
+    config.write_text(f"""
+_base_ = '{DETECTOR}'
+model = dict(
+    backbone=dict(init_cfg=None, in_channels={channels}),
+    data_preprocessor=dict(mean={mean}, std={mean}, bgr_to_rgb=False))
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='LoadImageFromFile', color_type='{color_type}'),
+    dict(type='PackDetInputs', meta_keys=('img_shape', ))]))
+""")
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, channels), np.uint8)
+    cv2.imwrite(str(image), pixels)
+    cfg = read_config(str(config))
+    model = build_model(cfg)
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    picture, inputs = read_image(cfg, model, str(image))
+    shown = pixels.repeat(3, axis=2) if channels == 1 else pixels[..., 2::-1]
+    np.testing.assert_array_equal(picture, shown)
+    assert_close(inputs[0] * 128 + 128, torch.tensor(pixels).permute(2, 0, 1).float())
+    args = [str(config), str(tmp_path / 'weights.pth'), str(image)]
+    for name in ('vis_features', 'vis_attention'):
+        tool(name).main([*args, str(tmp_path / f'{name}.png')])
+        assert cv2.imread(str(tmp_path / f'{name}.png')).std() > 1
+    for name, words in (('count_flops', 'M parameters'), ('measure_fps', 'images/s')):
+        monkeypatch.setattr(sys, 'argv', [name, str(config), '--shape', '64', '64'] + (
+            ['--seconds', '0.1'] if name == 'measure_fps' else []))
+        tool(name).main()
+        assert words in capsys.readouterr().out
 
 
 def test_curves_by_mmdets_own_script(tmp_path):

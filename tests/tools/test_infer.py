@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as mask_utils
 
 from mmrest.apis import build_model, read_config
@@ -131,27 +132,58 @@ def test_segmenter_on_a_film(folder):
             assert (labels == label).mean() == pytest.approx(share)
 
 
-def test_images_are_loaded_as_the_config_says(folder, tool, tmp_path):
-    """16 bits per channel, which cv2.imread would reduce to 8: scores as by the path."""
-    from mmdet.apis import DetInferencer
-    config, image = tmp_path / 'config.py', tmp_path / 'image.png'
-    config.write_text(f"""
-_base_ = '{ROOT / CONFIGS['mmdet']}'
-model = dict(data_preprocessor=dict(
-    mean=[30000.] * 3, std=[15000.] * 3, bgr_to_rgb=False))
-test_dataloader = dict(dataset=dict(pipeline=[
-    dict(type='LoadImageFromFile', color_type='unchanged'),
-    dict(type='Resize', scale=(128, 128)),
-    dict(type='PackDetInputs', meta_keys=('ori_shape', 'img_shape', 'scale_factor'))]))
-""")
-    rng = np.random.default_rng(0)
-    cv2.imwrite(str(image), rng.integers(0, 2**16, (96, 128, 3), np.uint16))
-    weights = str(folder / 'mmdet.pth')
-    assert not tool.run_images(
-        tool.Detector(str(config), weights, 'cpu', 0.3), [image], tmp_path / 'out')
-    found = json.loads((tmp_path / 'out/predictions/image.png.json').read_text())
-    want, = DetInferencer(str(config), weights, 'cpu')(str(image))['predictions']
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """One scene, in files that a loading step can read in more than one way."""
+    folder = tmp_path_factory.mktemp('files')
+    scene = cv2.GaussianBlur(
+        np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8), (0, 0), 3)
+    cv2.imwrite(str(folder / '16_bits.png'), scene.astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / 'floats.tif'), scene.astype(np.float32))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(scene).save(folder / 'turned.jpg', exif=exif)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def detector(folder):
+    """The inferencer, built once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / 'tools'))
+        infer = importlib.import_module('infer')
+    return infer.Detector(str(ROOT / CONFIGS['mmdet']), str(folder / 'mmdet.pth'), 'cpu', 0.3)
+
+
+@pytest.mark.parametrize('name, step', [
+    ('16_bits.png', dict(color_type='unchanged')),
+    ('16_bits.png', dict(color_type='color')),
+    ('16_bits.png', dict(color_type='color', imdecode_backend='pillow')),
+    ('16_bits.png', dict(color_type='color', to_float32=True)),
+    ('floats.tif', dict(color_type='unchanged')),
+    ('floats.tif', dict(color_type='color', imdecode_backend='pillow')),
+    ('turned.jpg', dict(color_type='color')),
+    ('turned.jpg', dict(color_type='color_ignore_orientation')),
+    ('turned.jpg', dict(color_type='unchanged')),
+    ('turned.jpg', dict(color_type='color', imdecode_backend='pillow')),
+    ('turned.jpg', dict(color_type='color', backend_args=dict(backend='local'))),
+])
+def test_images_are_loaded_as_the_config_says(name, step, detector, files, tool, tmp_path):
+    """Scores and boxes are those of mm's inferencer, given the path; the picture fits them."""
+    cfg = read_config(str(ROOT / CONFIGS['mmdet']))
+    cfg.test_dataloader.dataset.pipeline[0].update(step)
+    detector.pipeline = detector.inferencer.pipeline = detector.inferencer._init_pipeline(cfg)
+    try:
+        want = detector.inferencer(str(files / name))['predictions'][0]
+    except Exception:
+        assert len(tool.run_images(detector, [files / name], tmp_path)) == 1
+        return
+    assert not tool.run_images(detector, [files / name], tmp_path)
+    found = json.loads((tmp_path / f'predictions/{name}.json').read_text())
+    assert len(want['scores']) > 0
     assert found['scores'] == want['scores'] and found['bboxes'] == want['bboxes']
+    height, width = found['masks'][0]['size']
+    assert read(tmp_path / 'pictures' / name).shape == (height, width, 3)
 
 
 def test_classifiers_load_images_as_the_config_says(folder, tool, tmp_path):
@@ -166,7 +198,7 @@ test_dataloader = dict(dataset=dict(pipeline=[
     cv2.imwrite(str(image), pixels)
     read_config(str(config))  # another test may have set another scope
     model = tool.Classifier(str(config), str(folder / 'mmpretrain.pth'), 'cpu', 0.3)
-    _, found, _ = model(str(image), np.zeros((48, 48, 3), np.uint8))
+    _, found, _ = tool.predict(model, tool.load(model, image))
     inputs = (torch.from_numpy(pixels[..., ::-1].astype(np.float32)) - 30000) / 15000
     with torch.no_grad():
         scores = model.inferencer.model(inputs.permute(2, 0, 1)[None], mode='tensor').softmax(1)

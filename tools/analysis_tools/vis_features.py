@@ -12,7 +12,14 @@ import torch
 from mmengine.visualization import Visualizer
 from pictures import picture_parser, save_rows
 
-from mmrest.apis import build_model, exit_on_user_error, find_rest, read_config, read_image
+from mmrest.apis import (
+    build_model,
+    exit_on_user_error,
+    find_rest,
+    package_of,
+    read_config,
+    read_image,
+)
 
 REDUCTIONS = dict(mean='squeeze_mean', max='select_max')
 
@@ -28,7 +35,7 @@ def main(args: Optional[List[str]] = None) -> None:
     rest = find_rest(model)
     with torch.no_grad():
         levels = {'backbone': rest(inputs)}
-        if cfg.model.get('neck') and cfg.default_scope != 'mmpretrain':
+        if cfg.model.get('neck') and package_of(cfg) != 'mmpretrain':
             levels['neck'] = model.neck(levels['backbone'])
     height, width = picture.shape[:2]
     rows = []

@@ -6,6 +6,16 @@ pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')
 ]
+# For --tta: sizes alone, because a mirrored digit is another shape.
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=(side, side)) for side in (96, 128, 160)],
+            [dict(type='LoadAnnotations')], [dict(type='PackSegInputs')]
+        ])
+]
 metainfo = dict(
     classes=('background', *'0123456789'),
     palette=[[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200],

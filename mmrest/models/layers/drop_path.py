@@ -12,13 +12,8 @@ class DropPath(nn.Module):
     def __init__(self, drop_prob: float = 0.):
         super().__init__()
         self.drop_prob = drop_prob
+        # A sample is a channel to it. A graph of torch.fx asks it for the mode at each call.
+        self.dropout = nn.Dropout1d(drop_prob)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop_prob == 0:
-            return x
-        keep_prob = 1 - self.drop_prob
-        mask = x.new_empty((x.shape[0], ) + (1, ) * (x.ndim - 1))
-        return x * mask.bernoulli_(keep_prob).div_(keep_prob)
-
-    def extra_repr(self) -> str:
-        return f'drop_prob={self.drop_prob:.3f}'
+        return self.dropout(x.flatten(1)).view_as(x)  # (B, N C)

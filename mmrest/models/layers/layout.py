@@ -14,11 +14,6 @@ from typing import Tuple
 from torch import Tensor
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """(B, C, H, W) in channels_last memory; under ``torch.func.vmap``, too."""
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-
-
 def image_to_tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H W, C), contiguous."""
     return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
@@ -27,3 +22,8 @@ def image_to_tokens(x: Tensor) -> Tensor:
 def tokens_to_image(x: Tensor, hw: Tuple[int, int]) -> Tensor:
     """(B, H W, C) -> (B, C, H, W), channels_last."""
     return x.contiguous().unflatten(1, hw).permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) in channels_last memory. ``torch.func.vmap`` takes it, too."""
+    return tokens_to_image(image_to_tokens(x), x.shape[-2:])

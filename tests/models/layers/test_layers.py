@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +7,13 @@ from torch.testing import assert_close
 
 from benchmarks.published import Attention
 from mmrest import EMSA
-from mmrest.models.layers import DropPath, PixelAttention, image_to_tokens, tokens_to_image
+from mmrest.models.layers import (
+    DropPath,
+    PixelAttention,
+    channels_last,
+    image_to_tokens,
+    tokens_to_image,
+)
 
 
 @pytest.mark.parametrize('num_heads, sr_ratio, hw', [
@@ -49,34 +57,55 @@ def test_pixel_attention_is_equation_8():
     assert_close(module(x), x / (1 + (-conv).exp()))
 
 
+def strides_of(x):
+    """The same values in other memory, the last two with a stray stride for a batch of 1."""
+    tokens = x.flatten(2).transpose(1, 2).contiguous()
+    return [
+        x.contiguous(), x.contiguous(memory_format=torch.channels_last),
+        x[:, :, :, None].expand(-1, -1, -1, 2, -1)[:, :, :, 1],
+        tokens.transpose(1, 2).reshape(x.shape),
+        x.flatten(2).contiguous().transpose(1, 2).reshape(
+            len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)]
+
+
 @pytest.mark.parametrize('batch', [1, 3])
-@pytest.mark.parametrize('strides', ['contiguous', 'channels_last', 'transposed'])
-def test_tokens_and_images_hold_the_same_values_in_safe_memory(batch, strides):
-    """Safe: strides as freshly allocated, the batch's too, also where it is 1."""
-    fresh = torch.randn(batch, 3, 5, 4)
-    image = fresh.contiguous(memory_format=torch.channels_last)
-    if strides == 'contiguous':
-        image = fresh
-    elif strides == 'transposed':  # stray stride for the batch where it is 1
-        image = fresh.flatten(2).transpose(1, 2).contiguous().transpose(1, 2)
-        image = image.reshape(fresh.shape)
-    image = image.detach().requires_grad_()
-    tokens = image_to_tokens(image)
-    assert tokens.stride() == (60, 3, 1)
-    assert_close(tokens[:, 7], image[:, :, 1, 3])  # token 7 of rows of 4 is (1, 3)
-    back = tokens_to_image(tokens, (5, 4))
-    assert back.stride() == (60, 1, 12, 3)
-    assert_close(back, image)
-    seen = []
-    back.register_hook(lambda g: seen.append(g))
-    tokens.register_hook(lambda g: seen.append(g))
-    image.register_hook(lambda g: seen.append(g))
-    weight = torch.randn(batch, 5, 4, 3).permute(3, 1, 2, 0).flatten(1).t().reshape(
-        5, 4, batch, 3).permute(2, 3, 0, 1)
-    (back * weight).sum().backward()
-    assert seen[1].stride() == (60, 3, 1)
-    assert seen[2].stride() == (60, 1, 12, 3)
-    assert_close(image.grad, weight)
+def test_tokens_and_images_hold_the_same_values_in_fresh_memory(batch):
+    for image in strides_of(torch.randn(batch, 3, 5, 4)):
+        tokens = image_to_tokens(image)
+        assert tokens.stride() == (60, 3, 1)
+        assert_close(tokens[:, 7], image[:, :, 1, 3])  # token 7 of rows of 4 is (1, 3)
+        back = tokens_to_image(tokens, (5, 4))
+        assert back.stride() == (60, 1, 12, 3)
+        assert_close(back, image)
+        assert_close(channels_last(image), image)
+        assert channels_last(image).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_batch_norms_between_them_have_right_gradients(training):
+    """At batch 1 PyTorch's are wrong for a stray stride, as the last lines show."""
+    norm = nn.BatchNorm2d(3).double().train(training)
+    nn.init.normal_(norm.weight)
+    image, grad = torch.randn(2, 1, 3, 5, 4, dtype=torch.double)
+    twice = image.repeat(2, 1, 1, 1).requires_grad_()
+    want = torch.autograd.grad(norm(twice), twice, grad.repeat(2, 1, 1, 1))[0][:1]
+
+    def gradient(function, x, grad):
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(function(leaf), leaf, grad)[0]
+
+    def from_tokens(x):
+        return norm(tokens_to_image(x, (5, 4)))
+
+    def to_tokens(x):
+        return image_to_tokens(norm(channels_last(x)))
+
+    for x, g in itertools.product(strides_of(image), strides_of(grad)):
+        tokens, g_tokens = x.flatten(2).transpose(1, 2), g.flatten(2).transpose(1, 2)
+        assert_close(gradient(to_tokens, x, g_tokens), want)
+        assert_close(gradient(from_tokens, tokens, g), want.flatten(2).transpose(1, 2))
+    stray = strides_of(image)[3]
+    assert (gradient(norm, stray, grad) - want).abs().max() > 0.1
 
 
 def test_drop_path_keeps_the_mean_and_drops_whole_samples():

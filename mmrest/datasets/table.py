@@ -1,0 +1,68 @@
+"""What is in a data set, and what a model sees of it, as tables to print."""
+from typing import List
+
+from mmengine.config import Config
+
+from .split import Split
+
+
+def contents(train: Split, val: Split) -> str:
+    """Number of images, and the objects, images or share of the pixels of each class."""
+    splits = train, val
+    rows = [('', 'training', 'validation'), ('images', *(len(s.sizes) for s in splits))]
+    if train.boxes:
+        rows.append(('images without objects', *(s.empty for s in splits)))
+    for name in dict.fromkeys([*train.classes, *val.classes]):
+        rows.append((name, *(_count(split, name) for split in splits)))
+    return _align(rows)
+
+
+def training(train: Split, cfg: Config) -> str:
+    """The length of the training, and the sizes of the boxes beside the anchors'."""
+    batch = cfg.train_dataloader.batch_size
+    images = len(train.sizes) - train.empty
+    loop = cfg.train_cfg
+    length = '{max_iters} iterations' if 'max_iters' in loop else '{max_epochs} epochs'
+    lines = [f'an epoch: {images} images, in {-(-images // batch)} iterations of {batch}; '
+             f'the training: {length.format(**loop)}']
+    head = cfg.model.get('rpn_head') or cfg.model.get('bbox_head')
+    if train.boxes and head:
+        lines += ['', _pyramid(train, cfg.scale, head.anchor_generator)]
+    return '\n'.join(lines)
+
+
+def _pyramid(train, scale, anchors):
+    """Boxes by the level of the feature pyramid whose anchors are nearest in size."""
+    sides = [(w * h)**0.5 * min(max(scale) / max(size), min(scale) / min(size))
+             for w, h, *size in train.boxes]
+    base = anchors.scales[0] if 'scales' in anchors else anchors.octave_base_scale
+    rows = [('', 'boxes of', 'share')]
+    low = 0.
+    for stride in anchors.strides:
+        high = base * stride * 2**0.5
+        found = sum(low <= side < high for side in sides)
+        rows.append((f'anchors of {base * stride} px, stride {stride}',
+                     f'{low:.0f} to {high:.0f} px', f'{found / len(sides):.1%}'))
+        low = high
+    found = sum(side >= low for side in sides)
+    rows.append(('larger', f'from {low:.0f} px', f'{found / len(sides):.1%}'))
+    small = sum(side < base * anchors.strides[0] / 2 for side in sides) / len(sides)
+    text = ('size of a box: root of width x height, after the image is resized to at most '
+            f'{max(scale)} x {min(scale)}\n{_align(rows)}')
+    if small > 0.2:
+        text += (f'\n{small:.0%} of the boxes are smaller than half of the smallest anchors: '
+                 "raise the config's scale, or cut the images into tiles")
+    return text
+
+
+def _count(split, name):
+    if split.maps.name:
+        return f'{split.counts[name] / max(sum(split.counts.values()), 1):.1%}'
+    return split.counts[name]
+
+
+def _align(rows: List[tuple]) -> str:
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
+    rows = [[str(first).ljust(widths[0]), *(str(c).rjust(w) for c, w in zip(row, widths[1:]))]
+            for first, *row in rows]
+    return '\n'.join('  '.join(row) for row in rows)

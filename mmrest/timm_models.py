@@ -1,0 +1,68 @@
+"""ResT and ResTv2 in timm, for ``features_only=True``. Importing this registers their names.
+
+    import timm
+    import mmrest.timm_models
+    model = timm.create_model('rest_small', features_only=True, checkpoint_path=PATH)
+
+This brings them to segmentation_models_pytorch (as ``'tu-rest_small'``), to transformers'
+TimmBackbone and to detrex, too.
+"""
+from typing import Callable, List
+
+from timm.models import FeatureInfo, register_model
+from torch import Tensor
+
+from .models import ResT, ResTV2
+from .models.checkpoint import load_weights
+
+
+class Features:
+    """What timm expects of a model that returns features."""
+
+    def __init__(self, arch: str, in_chans: int, out_indices, **kwargs):
+        dims = self.arch_zoo[arch]['embed_dims']
+        if isinstance(out_indices, int):  # the number of stages, from the last
+            out_indices = range(-out_indices, 0)
+        out_indices = [i % len(dims) for i in out_indices]
+        super().__init__(arch, in_chans, out_indices, **kwargs)
+        self.feature_info = FeatureInfo(
+            [dict(num_chs=c, reduction=4 * 2**i, module=self.stage_names(i)[2])
+             for i, c in enumerate(dims)], self.out_indices)
+
+    def forward(self, x: Tensor) -> List[Tensor]:
+        return list(super().forward(x))
+
+    def load_state_dict(self, state_dict, strict: bool = True, **kwargs):
+        """Published names, too: what timm reads from ``checkpoint_path`` comes here."""
+        if strict:
+            state_dict = load_weights(self, state_dict, 'state_dict')
+        return super().load_state_dict(state_dict, strict=False, **kwargs)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.with_cp = enable
+
+
+class ResTFeatures(Features, ResT):
+    pass
+
+
+class ResTV2Features(Features, ResTV2):
+    pass
+
+
+def _entrypoint(name: str, model: type, arch: str) -> Callable:
+
+    def create(pretrained=False, features_only=False, in_chans=3, out_indices=(0, 1, 2, 3),
+               pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs):
+        if pretrained or not features_only:
+            raise ValueError(f'{name}: {pretrained=}, {features_only=} must be False and True; '
+                             'give weights by checkpoint_path')
+        return model(arch, in_chans, out_indices, **kwargs)
+
+    create.__name__ = name
+    return register_model(create)
+
+
+for _prefix, _model in (('rest', ResTFeatures), ('restv2', ResTV2Features)):
+    for _arch in _model.arch_zoo:
+        globals()[f'{_prefix}_{_arch}'] = _entrypoint(f'{_prefix}_{_arch}', _model, _arch)

@@ -1,0 +1,155 @@
+"""The written config: what is chosen from the data, and that every model is built from it."""
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from mmrest import ResT
+from mmrest.apis import build_model, read_config
+from mmrest.datasets import BASES, config, make_config, read, training
+
+from ..configs.step import train_and_predict
+from . import pets
+
+ALL = [(task, model) for task, models in BASES.items() for model in models]
+
+
+@pytest.fixture(scope='module')
+def splits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pets')
+    return {task: [read(task, write(folder / task / name, seed))
+                   for name, seed in (('train', 0), ('val', 100))]
+            for task, write in pets.WRITE.items()}
+
+
+@pytest.fixture(autouse=True)
+def unformatted(monkeypatch):
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda code, **_: (code, True))
+
+
+def values(node, key):
+    """The values of a key anywhere in a config."""
+    if isinstance(node, dict):
+        return [v for k, v in node.items() if k == key] + values(list(node.values()), key)
+    return sum((values(child, key) for child in node if isinstance(child, (dict, list))), [])
+
+
+@pytest.mark.parametrize('task, model', ALL)
+def test_what_is_chosen_from_the_data(task, model, splits, tmp_path):
+    train, val = splits[task]
+    text = make_config(task, train, val, model, 'rest_base')
+    (tmp_path / 'pets.py').write_text(text)
+    cfg = read_config(str(tmp_path / 'pets.py'))
+    assert '\n_base_' not in text
+    assert cfg.custom_imports.imports == ['mmrest', 'mmrest.engine']
+    heads = values(cfg.model, 'num_classes')
+    assert heads and set(heads) == {2}
+    for loader, split in ((cfg.train_dataloader, train), (cfg.val_dataloader, val),
+                          (cfg.test_dataloader, val)):
+        data = loader.dataset
+        assert data.metainfo.classes == ('cat', 'dog') and data.data_root == ''
+        assert f'{split.images}/' in (data.data_prefix, *values(data, 'img'),
+                                      *values(data, 'img_path'))
+    part = cfg.model.get('neck') if 'neck' in cfg.model else cfg.model.decode_head
+    channels = part.get('in_channels') or [cfg.model.head.in_channels]
+    assert channels == [96, 192, 384, 768][-len(channels):]
+    base = Config.fromfile(config.MIM / 'configs' / BASES[task][model])
+    rate = 1e-4 / 32 if task == 'classes' else (
+        base.optim_wrapper.optimizer.lr / base.auto_scale_lr.base_batch_size)
+    batch = cfg.train_dataloader.batch_size
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(rate * batch)
+    assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=batch)
+    hook = cfg.default_hooks.checkpoint
+    assert (hook.save_best, hook.rule) == (config.RECIPES[task][2], 'greater')
+    # Few images: the schedule is in iterations, and says so to all who count.
+    assert cfg.train_cfg == dict(type='IterBasedTrainLoop', max_iters=3000, val_interval=300)
+    assert cfg.param_scheduler[-1].end == 3000 and cfg.param_scheduler[0].end == 301
+    assert (hook.by_epoch, hook.interval, cfg.log_processor.by_epoch) == (False, 300, False)
+    assert 'an epoch: ' in training(train, cfg)
+
+
+@pytest.mark.parametrize('task, model', ALL)
+def test_every_model_trains(task, model, splits, many):
+    if (task, model) not in many([('boxes', 'faster-rcnn')], ALL):
+        pytest.skip('long version only: --torture')
+    cfg = Config.fromstring(make_config(task, *splits[task], model, 'rest_lite'), '.py')
+    cfg.model.backbone.drop_path_rate = 0.
+    if task == 'segments':
+        cfg.model.data_preprocessor.size = (64, 64)
+    init_default_scope(cfg.default_scope)
+    train_and_predict(build_model(cfg), cfg.default_scope, 64)
+
+
+def test_many_images_are_counted_in_epochs(splits):
+    train, val = splits['boxes']
+    many_sizes = {str(i): (1000, 750) for i in range(1000)}
+    train = type(train)(**{**vars(train), 'sizes': many_sizes})
+    cfg = Config.fromstring(make_config('boxes', train, val), '.py')
+    assert cfg.train_cfg == dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
+    assert cfg.param_scheduler[1].milestones == [8, 11]  # as in the paper's recipe
+    assert cfg.scale == (1226, 736)  # 736 is the multiple of 32 that is nearest to 750
+    asked = Config.fromstring(make_config('boxes', train, val, iters=50, lr=1e-3,
+                                          batch_size=2), '.py')
+    assert asked.train_cfg.max_iters == asked.param_scheduler[1].end == 50
+    assert asked.optim_wrapper.optimizer.lr == 1e-3
+    assert asked.train_dataloader.batch_size == 2
+
+
+def test_light_detectors(splits):
+    for task, model in ALL[:3]:
+        cfg = Config.fromstring(make_config(task, *splits[task], model, light=True), '.py')
+        assert cfg.model.neck.out_channels == 64
+        assert 256 not in values(cfg.model, 'in_channels') + values(cfg.model, 'feat_channels')
+    with pytest.raises(ValueError, match="light=True is for detectors: .*task='classes'"):
+        make_config('classes', *splits['classes'], light=True)
+
+
+@pytest.mark.parametrize('names, expected', [
+    (['stem.x', 'stage1.x', 'norm.x', 'head.weight'], dict(type='Pretrained')),
+    (['backbone.stem.x', 'head.fc.weight'], dict(type='Pretrained', prefix='backbone.')),
+    (['backbone.stem.x', 'neck.x', 'roi_head.x'], None)])
+def test_what_a_checkpoint_is_for(names, expected, splits, tmp_path):
+    """Published weights and classifiers for the backbone, detectors for the whole model."""
+    path = tmp_path / 'weights.pth'
+    torch.save({name: torch.zeros(1) for name in names}, path)
+    cfg = Config.fromstring(make_config('boxes', *splits['boxes'], load_from=str(path)), '.py')
+    if expected is None:
+        assert cfg.load_from == str(path) and 'init_cfg' not in cfg.model.backbone
+    else:
+        assert cfg.model.backbone.init_cfg == dict(expected, checkpoint=str(path))
+        assert cfg.load_from is None
+
+
+def test_a_checkpoint_at_an_address(splits):
+    address = 'https://example.org/detector.pth'
+    cfg = Config.fromstring(make_config('boxes', *splits['boxes'], load_from=address), '.py')
+    assert cfg.load_from == address
+
+
+def test_what_there_is_not(splits):
+    for options, words in (
+            (dict(model='retinanet'), "model='retinanet' for task='masks' must be one of mask"),
+            (dict(backbone='rest_huge'), "backbone='rest_huge' must be one of rest_lite"),
+            (dict(backbone='swin_tiny'), "backbone='swin_tiny' must be one of rest_lite")):
+        with pytest.raises(ValueError, match=words):
+            make_config('masks', *splits['masks'], **options)
+
+
+def test_every_backbone_of_the_zoo(splits):
+    for arch, settings in ResT.arch_zoo.items():
+        text = make_config('boxes', *splits['boxes'], backbone=f'rest_{arch}')
+        model = Config.fromstring(text, '.py').model
+        assert model.backbone == dict(type='ResT', arch=arch)
+        assert tuple(model.neck.in_channels) == settings['embed_dims']
+
+
+def test_box_sizes_beside_the_anchors(splits):
+    """Boxes of 24 x 30 px in images of 64 x 96, which are resized to a short side of 256."""
+    train, val = splits['boxes']
+    cfg = Config.fromstring(make_config('boxes', train, val), '.py')
+    rows = training(train, cfg).splitlines()
+    assert rows[0] == 'an epoch: 4 images, in 1 iterations of 4; the training: 3000 iterations'
+    row, = (row for row in rows if '100.0%' in row)
+    assert row.startswith('anchors of 128 px, stride 16') and '91 to 181 px' in row  # 107 px
+    cfg.scale = (32, 24)
+    assert '\n100% of the boxes are smaller than half of the small' in training(train, cfg)

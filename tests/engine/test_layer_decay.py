@@ -1,0 +1,54 @@
+"""LayerDecayConstructor, beside MMPretrain's constructor for classifiers."""
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+
+from mmrest import ResT
+from mmrest.apis import build_model, read_config
+
+from ..configs.test_configs import CONFIGS
+
+OPTIM_WRAPPER = dict(
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    paramwise_cfg=dict(layer_decay_rate=0.8, norm_decay_mult=0., bias_decay_mult=0.))
+OURS = dict(OPTIM_WRAPPER, constructor='LayerDecayConstructor')
+
+
+def groups(model, optim_wrapper):
+    """Learning rate and weight decay of each parameter."""
+    found = build_optim_wrapper(model, optim_wrapper).optimizer.param_groups
+    found = {p: (g['lr'], g['weight_decay']) for g in found for p in g['params']}
+    return {name: found[p] for name, p in model.named_parameters()}
+
+
+def test_same_as_mmpretrains_for_classifiers():
+    model = build_model(read_config(str(CONFIGS / 'classification/rest_lite_8xb256_in1k.py')))
+    theirs = dict(OPTIM_WRAPPER, constructor='LearningRateDecayOptimWrapperConstructor')
+    found, want = groups(model, OURS), groups(model, theirs)
+    assert found.keys() == want.keys()
+    for name, values in want.items():
+        assert found[name] == pytest.approx(values), name
+
+
+class Detector(torch.nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.feature = torch.nn.ModuleDict(dict(net=ResT('lite', out_indices=(1, 2))))
+        self.neck = torch.nn.Linear(256, 8)
+
+
+def test_any_model_and_custom_keys():
+    """Two blocks in each of three stages: eight depths."""
+    paramwise = dict(layer_decay_rate=0.5, custom_keys=dict(neck=dict(lr_mult=10.)))
+    found = groups(Detector(), dict(OURS, paramwise_cfg=paramwise))
+    for name, rate, depth in [('feature.net.stem.conv1.weight', 1e-3, 0),
+                              ('feature.net.stage1.1.norm1.bias', 1e-3, 2),
+                              ('feature.net.patch_embed_3.conv.weight', 1e-3, 5),
+                              ('feature.net.norm3.weight', 1e-3, 6), ('neck.bias', 1e-2, 7)]:
+        assert found[name] == pytest.approx((rate * 0.5**(7 - depth), 0.05)), name
+
+
+def test_models_without_rest_are_refused():
+    with pytest.raises(ValueError, match='Linear, has no ResT in it'):
+        build_optim_wrapper(torch.nn.Linear(1, 1), OURS)

@@ -1,0 +1,198 @@
+"""What torch.jit.trace, torch.fx, torch.func and counters of FLOPs make of a backbone."""
+import io
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.analysis import FlopAnalyzer
+from torch import fx, nn
+from torch.func import functional_call, grad, jvp, vmap
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from mmrest import EMSA
+from mmrest.models.layers import image_to_tokens
+
+from .. import golden
+from .models import MODELS, build, image
+
+every_model = pytest.mark.parametrize('cls', MODELS)
+SIZES = [(1, 3, 64, 96), (2, 3, 97, 131), (1, 3, 32, 192), (3, 3, 33, 1)]
+
+
+def check_other_sizes(function, model):
+    for shape in SIZES:
+        x = image(*shape, seed=1)
+        for got, want in zip(function(x), model(x)):
+            assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+# torch.jit.trace
+
+
+def trace(module, *inputs, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', torch.jit.TracerWarning)
+        return torch.jit.trace(module, inputs, **kwargs)
+
+
+@every_model
+def test_a_trace_takes_other_sizes_and_is_saved_and_loaded(cls):
+    model, file = build(cls), io.BytesIO()
+    torch.jit.save(trace(model, image(1, 3, 64, 96)), file)
+    file.seek(0)
+    check_other_sizes(torch.jit.load(file), model)
+
+
+class OfImages(nn.Module):
+
+    def __init__(self, emsa):
+        super().__init__()
+        self.emsa = emsa
+
+    def forward(self, x):
+        return self.emsa(image_to_tokens(x), x.shape[-2:])
+
+
+@pytest.mark.parametrize('num_heads, sr_ratio', [(1, 8), (4, 2), (3, 1)])
+def test_a_trace_of_emsa_takes_other_sizes(num_heads, sr_ratio):
+    module = OfImages(EMSA(24, num_heads, sr_ratio)).double()
+    traced, x = trace(module, image(1, 24, 6, 9)), image(2, 24, 7, 11)
+    assert_close(traced(x), module(x), rtol=1e-9, atol=1e-9)
+
+
+def rewritten(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None):
+    """As mmdeploy's, which divides by what PyTorch multiplies by."""
+    scale = query.shape[-1]**0.5 if scale is None else scale
+    return (query / scale @ key.transpose(-2, -1)).softmax(-1) @ value
+
+
+@every_model
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_graphs_have_plain_attention(cls, device, monkeypatch):
+    """Also on CUDA, where the stage of one head is PyTorch's attention otherwise."""
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', rewritten)
+    model, x = build(cls), image(1, 3, 64, 96)
+    want = model(x)
+    monkeypatch.setattr(torch.Tensor, 'is_cuda', device == 'cuda')
+    for got, other in zip(trace(model, x, check_trace=False)(x), want):
+        assert_close(got, other)
+
+
+# torch.fx
+
+
+@every_model
+@pytest.mark.parametrize('training', [False, True])
+def test_fx_traces_it_as_it_is(cls, training):
+    model = build(cls, drop_path_rate=0.5).train(training)
+    graph = fx.symbolic_trace(model)
+    nodes = [node for node in graph.graph.nodes if node.name.startswith('emsa_attention')]
+    assert len(nodes) == 5
+    if training:
+        torch.manual_seed(0)
+        got = graph(image(2, 3, 64, 96))
+        torch.manual_seed(0)
+        for one, other in zip(got, model(image(2, 3, 64, 96))):
+            assert_close(one, other)
+    else:
+        check_other_sizes(graph, model)
+
+
+@every_model
+def test_a_feature_extractor_of_torchvision(cls):
+    model, seen = build(cls), []
+    extractor = create_feature_extractor(model, {'stage2.0.mlp': 'mlp'})
+    model.stage2[0].mlp.register_forward_hook(lambda module, args, out: seen.append(out))
+    x = image(2, 3, 64, 96)
+    model(x)
+    assert_close(extractor(x)['mlp'], seen[0])
+
+
+# torch.func and second derivatives
+
+
+def loss_of(model):
+    buffers = dict(model.named_buffers())
+    return lambda params, x: golden.loss(functional_call(model, (params, buffers), (x, )))
+
+
+def parameters(model):
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+@every_model
+@pytest.mark.parametrize('backend', ['reference', 'auto'])
+def test_gradients_per_sample(cls, backend):
+    model, x = build(cls, backend=backend), image(3, 3, 40, 56)
+    loss = loss_of(model)
+
+    def one(params, x):
+        return loss(params, x[None])
+
+    got = vmap(grad(one), in_dims=(None, 0))(parameters(model), x)
+    for i in range(3):
+        model.zero_grad()
+        golden.loss(model(x[i:i + 1])).backward()
+        scale = max(p.grad.abs().max().item() for p in model.parameters())
+        for name, p in model.named_parameters():
+            assert_close(got[name][i], p.grad, rtol=1e-7, atol=1e-12 * scale)
+
+
+@every_model
+def test_forward_derivatives(cls):
+    model = build(cls, backend='reference')
+    x, direction = image(1, 3, 40, 56).requires_grad_(), image(1, 3, 40, 56, seed=1)
+    _, got = jvp(lambda x: golden.loss(model(x)), (x, ), (direction, ))
+    gradient, = torch.autograd.grad(golden.loss(model(x)), x)
+    assert_close(got, (gradient * direction).sum())
+
+
+@every_model
+def test_a_gradient_penalty(cls):
+    """Its gradient is the slope of the penalty."""
+    model, x = build(cls, backend='reference'), image(1, 3, 40, 56).requires_grad_()
+    params = list(model.parameters())
+
+    def penalty():
+        gradient, = torch.autograd.grad(golden.loss(model(x)), x, create_graph=True)
+        return gradient.square().sum()
+
+    torch.manual_seed(1)
+    directions = [torch.randn_like(p) for p in params]
+    grads = torch.autograd.grad(penalty(), params, allow_unused=True)  # the last biases
+    slope = sum((g * d).sum() for g, d in zip(grads, directions) if g is not None)
+    values = []
+    for step in (1e-6, -2e-6):
+        with torch.no_grad():
+            for p, direction in zip(params, directions):
+                p += step * direction
+        values.append(penalty())
+    assert_close(slope, (values[0] - values[1]) / 2e-6, rtol=1e-4, atol=0)
+
+
+def test_other_backends_say_what_torch_func_needs():
+    module, x = EMSA(16, 2, backend='chunked'), torch.randn(1, 12, 16)
+    with pytest.raises(RuntimeError, match="torch.func needs backend='reference' or 'auto'"):
+        grad(lambda x: module(x, (3, 4)).sum())(x)
+
+
+# FLOPs
+
+
+@every_model
+def test_counters_of_flops_agree(cls):
+    """mmengine's and fvcore's trace the model, torch's sees operators. mmengine's and
+    fvcore's count norms, too."""
+    x, totals = image(1, 3, 128, 160), []
+    for backend in ('reference', 'chunked'):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            build(cls, backend=backend)(x)
+        totals.append(counter.get_total_flops() // 2)
+    if hasattr(torch.library, 'custom_op'):
+        assert totals[0] == totals[1]
+    counter = FlopAnalyzer(build(cls), (x, )).unsupported_ops_warnings(False)
+    counted = counter.by_operator()
+    assert counted.total() - counted['layer_norm'] - counted['batch_norm'] == totals[0]

@@ -1,0 +1,140 @@
+"""mmrest.timm_models: features in timm, and a U-Net of segmentation_models_pytorch."""
+import argparse
+import os
+import re
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from . import golden
+
+timm = pytest.importorskip('timm')
+from mmrest import timm_models  # noqa: E402
+
+IMAGE = dict(size=(1, 3, 75, 110))
+
+
+def create(name='rest_lite', **kwargs):
+    return timm.create_model(name, features_only=True, **kwargs)
+
+
+@pytest.mark.parametrize('name', timm.list_models(module='timm_models'))
+def test_every_architecture(name):
+    kind, arch = name.split('_')
+    base = dict(rest=timm_models.ResT, restv2=timm_models.ResTV2)[kind]
+    with torch.device('meta'):
+        model = create(name)
+        want = base(arch)
+    assert isinstance(model, base)
+    assert model.state_dict().keys() == want.state_dict().keys()
+    assert model.feature_info.channels() == list(base.arch_zoo[arch]['embed_dims'])
+
+
+def test_all_are_listed():
+    assert timm.list_models('rest_*') == ['rest_base', 'rest_large', 'rest_lite', 'rest_small']
+    assert timm.list_models('restv2_*') == [
+        'restv2_base', 'restv2_large', 'restv2_small', 'restv2_tiny']
+
+
+@pytest.mark.parametrize('out_indices, stages', [
+    (None, (0, 1, 2, 3)), ((0, 2), (0, 2)), ((-1, ), (3, )), (2, (2, 3))])
+def test_features_are_those_of_the_backbone(out_indices, stages):
+    """timm's out_indices may be negative, or a number of stages from the end."""
+    torch.manual_seed(0)
+    model = create(out_indices=out_indices, in_chans=2).double().eval()
+    whole = timm_models.ResT('lite', in_channels=2).double().eval()
+    whole.load_state_dict(model.state_dict(), strict=False)
+    image = torch.rand(1, 2, 75, 110, dtype=torch.double)
+    found, want = model(image), whole(image)
+    assert isinstance(found, list)
+    assert_close(found, [want[i] for i in stages], rtol=0, atol=0)
+    assert model.feature_info.channels() == [feature.shape[1] for feature in found]
+    for feature, stride in zip(found, model.feature_info.reduction()):
+        assert feature.shape[2:] == (-(-75 // stride), -(-110 // stride))
+    for name, feature in zip(model.feature_info.module_name(), found):
+        assert model.get_submodule(name).normalized_shape == (feature.shape[1], )
+
+
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (0, 1)])
+def test_released_files_by_checkpoint_path(out_indices, tmp_path):
+    weights = golden.draw_weights('lite')
+    weights = {k: v for k, v in weights.items() if not k.startswith(('norm1.', 'norm2.'))}
+    path = tmp_path / 'rest_lite.pth'
+    torch.save(dict(model=weights, args=argparse.Namespace(lr=5e-4), epoch=299), path)
+    model = create(checkpoint_path=str(path), out_indices=out_indices)
+    for name, value in model.state_dict().items():
+        want = weights.get(re.sub(r'^norm4\.', 'norm.', name))
+        if want is not None:
+            assert_close(value, want.to(value.dtype), rtol=0, atol=0)
+        else:
+            assert name.startswith(('norm1.', 'norm2.', 'norm3.')), name
+    torch.save(model.state_dict(), path)  # and one's own
+    again = create(checkpoint_path=str(path), out_indices=out_indices)
+    assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"does not fit ResTFeatures\(arch='base'\)"):
+        create('rest_base', checkpoint_path=str(path))
+
+
+def test_no_code_in_a_checkpoint_runs(tmp_path):
+    mark = tmp_path / 'ran'
+
+    class Payload:
+
+        def __reduce__(self):
+            return os.system, (f'touch {mark}', )
+
+    torch.save(dict(model=golden.draw_weights('lite'), args=Payload()), tmp_path / 'evil.pth')
+    with pytest.raises(RuntimeError, match='weights_only=True blocked .*system'):
+        create(checkpoint_path=str(tmp_path / 'evil.pth'))
+    assert not mark.exists()
+
+
+def test_gradient_checkpointing():
+    image = torch.rand(**IMAGE)
+    grads = []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        model = create(drop_path_rate=0.)
+        model.set_grad_checkpointing(enable)
+        sum(feature.square().mean() for feature in model(image)).backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert_close(*grads)
+
+
+def test_what_there_is_not():
+    with pytest.raises(ValueError, match='rest_lite: pretrained=False, features_only=False mu'):
+        timm.create_model('rest_lite')
+    with pytest.raises(ValueError, match='pretrained=True, .*give weights by checkpoint_path'):
+        create(pretrained=True)
+
+
+@pytest.mark.parametrize('name, depth', [('rest_lite', 5), ('restv2_tiny', 3)])
+def test_a_unet_of_segmentation_models_pytorch_learns(name, depth):
+    smp = pytest.importorskip('segmentation_models_pytorch')
+    torch.manual_seed(0)
+    unet = smp.Unet(f'tu-{name}', encoder_weights=None, encoder_depth=depth, in_channels=4,
+                    decoder_channels=(32, 16, 16, 8, 8)[:depth], drop_path_rate=0.)
+    image = torch.rand(2, 4, 64, 96)
+    mask = (image.mean(1, keepdim=True) > 0.5).float()
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        out = unet(image)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(out, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert out.shape == mask.shape and losses[-1] < losses[0]
+    assert all(p.grad is not None for p in unet.parameters())
+
+
+def test_backbones_of_transformers():
+    transformers = pytest.importorskip('transformers')
+    config = transformers.TimmBackboneConfig(
+        backbone='rest_lite', use_pretrained_backbone=False, out_indices=(1, 3))
+    backbone = transformers.TimmBackbone(config).eval()
+    image = torch.rand(**IMAGE)
+    assert_close(list(backbone(image).feature_maps), backbone._backbone(image))
+    assert backbone.channels == [128, 512]

@@ -1,0 +1,61 @@
+"""Check your data, say what is in it, and write a config that trains on it.
+
+    python tools/own_data.py --task boxes --train pets/train --val pets/val --out pets.py
+    python tools/own_data.py --task masks --train a/train.json --val a/val.json --out a.py \\
+        --backbone rest_base --load-from rest_base.pth
+
+Data: for boxes and masks, a COCO JSON with images/ beside it, or the folder of both; for
+classes, a folder with one folder of images for each class; for segments, a folder with
+images/, a folder of PNG maps and classes.txt, a class name a line. With errors (E) in the
+data, no config is written. Warnings (W) are worth a look.
+"""
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmrest.apis import exit_on_user_error
+from mmrest.datasets import BASES, compare, contents, make_config, read, training
+from mmrest.files import write_whole
+
+
+@exit_on_user_error
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--task', choices=BASES, required=True)
+    parser.add_argument('--train', type=Path, required=True, help='data to train on')
+    parser.add_argument('--val', type=Path, required=True, help='data to evaluate on')
+    parser.add_argument('--out', type=Path, help='the config; without it, the data is checked')
+    parser.add_argument(
+        '--model', choices=[name for names in BASES.values() for name in names],
+        help='default: ' + ', '.join(f'{next(iter(n))} ({task})' for task, n in BASES.items()))
+    parser.add_argument(
+        '--backbone', default='rest_small', help='rest_lite, rest_small, rest_base, rest_large')
+    parser.add_argument(
+        '--load-from', help='checkpoint to start from: a backbone, a classifier or a detector')
+    parser.add_argument('--batch-size', type=int, help='images on each GPU')
+    parser.add_argument('--iters', type=int, help='iterations, instead of the rule')
+    parser.add_argument('--lr', type=float, help="learning rate, instead of the recipe's")
+    parser.add_argument(
+        '--light', action='store_true', help='narrow heads and few proposals, for a CPU')
+    args = parser.parse_args()
+
+    train, val = (read(args.task, data) for data in (args.train, args.val))
+    compare(train, val, subset=args.task in ('boxes', 'masks'))
+    print(contents(train, val))
+    findings = [*train.findings, *val.findings]
+    print('', *findings, sep='\n')
+    errors = sum(finding.level == 'E' for finding in findings)
+    if errors:
+        raise SystemExit(f'{errors} errors in the data: no config is written')
+    text = make_config(args.task, train, val, args.model, args.backbone, args.load_from,
+                       args.batch_size, args.iters, args.lr, args.light)
+    print('', training(train, Config.fromstring(text, '.py')), sep='\n')
+    if args.out:
+        write_whole(args.out, text.encode())
+        print(f'\nTrain it: python tools/train.py {args.out}')
+
+
+if __name__ == '__main__':
+    main()
