@@ -5,7 +5,6 @@ import json
 import re
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from PIL import Image
@@ -56,6 +55,7 @@ def runtimes(path):
     run_onnx = importlib.import_module('run_onnx')
     yield 'onnxruntime', run_onnx.load(path)
     try:
+        import onnx
         import openvino
     except ImportError:
         print('OpenVINO is not installed: skipped')
