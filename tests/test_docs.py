@@ -197,6 +197,9 @@ def test_commands_for_a_trained_model_run(project, many):
     for command in blocks(DOCS / 'tools.md', 'bash'):
         if skipped is None or skipped not in command:
             run(command, project)
+    if skipped is None:
+        code, = blocks(DOCS / 'tools.md', 'python')
+        run(f"python - <<'END'\n{code}END", project)
     written = {path.name for path in project.iterdir() if path.is_file()}
     assert {'cam.png', 'attention.png', 'features.png', 'curves.png'} <= written
     assert many(True, 'detector.onnx' in written)

@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from benchmarks import measure, run
 from benchmarks.models import DETECTORS, PEERS, PUBLISHED, REST, RESTV2, ROOT, backbone
+from benchmarks.runtimes import RUNTIMES
 
 
 def case(kind, model, **more):
@@ -229,7 +230,8 @@ def test_the_compiled_backbone_is_the_backbone(monkeypatch):
 def test_the_plan_names_known_models():
     backbones = {*REST, *RESTV2, *PUBLISHED, *PEERS}
     known = dict(detector=DETECTORS, loading=measure.DIGITS, digits=measure.DIGITS,
-                 first_step={*backbones, *DETECTORS})
+                 first_step={*backbones, *DETECTORS},
+                 runtime={name + runtime for name in REST for runtime in ('', *RUNTIMES)})
     for groups in run.PLAN.values():
         for group in groups:
             names = [model.replace(', compiled', '') for model in group.models]

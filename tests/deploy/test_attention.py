@@ -1,27 +1,29 @@
 """The attention that exported files have, run by ONNX Runtime without an export."""
-import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from torch.testing import assert_close
 
 from mmrest.deploy import attention
 from mmrest.ops import emsa_attention
 
+onnx = pytest.importorskip('onnx')
+helper = pytest.importorskip('onnx.helper')
+onnxruntime = pytest.importorskip('onnxruntime')
 OPSET = 18
 
 
 def make(mix, normalize, eps=1e-5):
     """A graph of the attention alone."""
     names = ['q', 'k', 'v'] + ['mix'] * mix
-    node = make_node(attention.function_name(mix, normalize), names, ['out'],
-                     domain=attention.DOMAIN, eps=eps)
-    inputs = [make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * (
+    node = helper.make_node(attention.function_name(mix, normalize), names, ['out'],
+                            domain=attention.DOMAIN, eps=eps)
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * (
         2 if name == 'mix' else 4)) for name in names]
-    out = make_tensor_value_info('out', onnx.TensorProto.FLOAT, [None] * 4)
-    model = make_model(make_graph([node], 'g', inputs, [out]), ir_version=10, opset_imports=[
-        make_opsetid('', OPSET), make_opsetid(attention.DOMAIN, 1)])
+    out = helper.make_tensor_value_info('out', onnx.TensorProto.FLOAT, [None] * 4)
+    model = helper.make_model(
+        helper.make_graph([node], 'g', inputs, [out]), ir_version=10,
+        opset_imports=[helper.make_opsetid(*domain) for domain in (
+            ('', OPSET), (attention.DOMAIN, 1))])
     return attention.fill(model)
 
 

@@ -2,8 +2,6 @@
 import json
 import sys
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 from torch.testing import assert_close
@@ -16,6 +14,8 @@ from mmrest.models.layers import EMSA
 
 from .models import ROOT, build, config, sharpen
 
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
 pytestmark = pytest.mark.skipif(
     not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'),
     reason='torch before 2.6 cannot export dynamic sizes')

@@ -25,7 +25,7 @@ def test_the_model_with_its_weights(tool, tmp_path, monkeypatch, capsys):
         calls.append(args)
         wanted = torch.load(tmp_path / 'weights.pth')
         assert all(torch.equal(x, wanted[name]) for name, x in model.state_dict().items())
-        return dict(logits=1.25e-5)
+        return dict(logits=1.234e-5)
 
     monkeypatch.setattr(tool, 'export', export)
     args = [CONFIG, str(tmp_path / 'weights.pth'), 'c.onnx']

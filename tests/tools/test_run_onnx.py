@@ -10,17 +10,18 @@ from pathlib import Path
 import cv2
 import mmcv
 import numpy as np
-import onnx
 import pytest
 import torch
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmpretrain.datasets.transforms import CenterCrop, ResizeEdge
-from onnx import helper, numpy_helper
 from PIL import Image
 from pycocotools import mask as mask_utils
 
 from .conftest import ROOT
 
+onnx = pytest.importorskip('onnx')
+helper = pytest.importorskip('onnx.helper')
+pytest.importorskip('onnxruntime')
 NEEDED = ('numpy', 'numpy.libs', 'PIL', 'pillow.libs', 'onnxruntime', 'flatbuffers', 'google',
           'packaging')
 
@@ -53,8 +54,8 @@ def bare(tmp_path_factory):
 def write(path, metadata, **outputs):
     """A model that finds the same in every image."""
     image = helper.make_tensor_value_info('image', onnx.TensorProto.UINT8, [1, 3, 'H', 'W'])
-    nodes = [
-        helper.make_node('Constant', [], [name], value=numpy_helper.from_array(value[None]))
+    nodes = [helper.make_node(
+        'Constant', [], [name], value=onnx.numpy_helper.from_array(value[None]))
         for name, value in outputs.items()]
     infos = [helper.make_tensor_value_info(
         name, helper.np_dtype_to_tensor_dtype(value.dtype), [1, *value.shape])

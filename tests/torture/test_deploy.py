@@ -55,21 +55,20 @@ def runtimes(path):
     run_onnx = importlib.import_module('run_onnx')
     yield 'onnxruntime', run_onnx.load(path)
     try:
+        import onnx
         import openvino
     except ImportError:
         print('OpenVINO is not installed: skipped')
         return
-    core = openvino.Core()
-    core.set_property('CPU', dict(INFERENCE_PRECISION_HINT='f32'))
-    compiled = core.compile_model(path, 'CPU')
-    info = core.read_model(path).get_rt_info('framework')
-    metadata = {key: info[key].value for key in ('classes', 'test_size')}
+    compiled = openvino.Core().compile_model(
+        path, 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))
+    names = [output.any_name for output in compiled.outputs]
 
     def run(image):
-        return {name: compiled(image)[name] for name in (
-            output.any_name for output in compiled.outputs)}
+        return dict(zip(names, compiled(image).values()))
 
-    yield 'openvino', run_onnx.Model(run, metadata)
+    yield 'openvino', run_onnx.Model(
+        run, {prop.key: prop.value for prop in onnx.load(path).metadata_props})
 
 
 def average_precision(model, folder, kind):

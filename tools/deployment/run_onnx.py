@@ -165,7 +165,7 @@ def draw(image: Image.Image, found: dict, score_thr: float) -> Image.Image:
     for i in drawn:
         x1, y1, *end = found['bboxes'][i]
         pen.rectangle([x1, y1, *end], outline=color(found['labels'][i]), width=2)
-        write(pen, (x1, y1), found['classes'][i], found['scores'][i],
+        write(pen, (x1, max(y1 - 12, 0)), found['classes'][i], found['scores'][i],
               color(found['labels'][i]))
     return image
 
