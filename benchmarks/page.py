@@ -288,7 +288,8 @@ COLUMNS = dict(
 # The chart
 
 
-STYLES = {'ResT': 'C0o', 'ResTv2': 'C5P', 'PVT': 'C1s', 'PVTv2': 'C2D', 'Swin': 'C3^', 'R': 'C4v'}
+STYLES = {'ResT': 'C0o', 'ResTv2': 'C5P', 'PVT': 'C1s', 'PVTv2': 'C2D', 'Swin': 'C3^',
+          'R': 'C4v'}
 
 
 def draw(rows):

@@ -23,7 +23,6 @@ class Features:
         dims = self.arch_zoo[arch]['embed_dims']
         if isinstance(out_indices, int):  # the number of stages, from the last
             out_indices = range(-out_indices, 0)
-        out_indices = [i % len(dims) for i in out_indices]
         super().__init__(arch, in_chans, out_indices, **kwargs)
         self.feature_info = FeatureInfo(
             [dict(num_chs=c, reduction=4 * 2**i, module=self.stage_names(i)[2])

@@ -58,7 +58,8 @@ def add_tta(cfg: Config) -> None:
         flips = [dict(type='RandomFlip', prob=prob) for prob in (0., 1.)]
         pipeline = [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
     dataset.pipeline = pipeline
-    tta_model = cfg.get('tta_model') or TTA_MODELS[package_of(cfg)]
+    cfg.default_scope = package_of(cfg)  # pure-Python configs have none
+    tta_model = cfg.get('tta_model') or TTA_MODELS[cfg.default_scope]
     cfg.model = ConfigDict(**tta_model, module=cfg.model)
 
 

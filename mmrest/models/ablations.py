@@ -15,7 +15,7 @@ class ResNetStem(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, embed_dims, 7, stride=2, padding=3, bias=False)
         self.norm = nn.BatchNorm2d(embed_dims)
-        self.act = nn.ReLU(inplace=True)
+        self.act = nn.ReLU()
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.pos = pos
 

@@ -21,20 +21,16 @@ from .rest import COMMON, ResT
 
 @MODELS.register_module()
 class ResTV2(ResT):
-    """The four-stage ResTv2 backbone.
+    """The four-stage ResTv2 backbone. Nothing but its stem has BatchNorm.
+
+    Arguments that are not below, and errors, are those of :class:`~mmrest.ResT`.
 
     Args:
         arch (str | dict): 'tiny', 'small', 'base' or 'large', or a dict as in
             :class:`~mmrest.ResT`.
-        in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, backend,
-            out_norm: As in :class:`~mmrest.ResT`. Nothing but the stem has BatchNorm.
         drop_path_rate (float, optional): As in :class:`~mmrest.ResT`. ``None`` means 0.1,
             0.2, 0.3 or 0.5 (0 for an ``arch`` dict), the rates of the published detection
             code. The authors state the one of ImageNet training for 'tiny' alone, 0.1.
-
-    Raises:
-        ValueError: An argument is not one of the values above.
-        RuntimeError: The backend cannot run on this machine.
     """
 
     arch_zoo = {

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.analysis import FlopAnalyzer
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from torch import fx, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.testing import assert_close
@@ -72,10 +73,10 @@ def rewritten(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
 @every_model
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_graphs_have_plain_attention(cls, device, monkeypatch):
-    """Also on CUDA, where the stage of one head is PyTorch's attention otherwise."""
-    monkeypatch.setattr(F, 'scaled_dot_product_attention', rewritten)
+    """Eagerly, the stage of one head is PyTorch's attention, and so are all of ResTv2."""
     model, x = build(cls), image(1, 3, 64, 96)
     want = model(x)
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', rewritten)
     monkeypatch.setattr(torch.Tensor, 'is_cuda', device == 'cuda')
     for got, other in zip(trace(model, x, check_trace=False)(x), want):
         assert_close(got, other)
@@ -109,6 +110,40 @@ def test_a_feature_extractor_of_torchvision(cls):
     x = image(2, 3, 64, 96)
     model(x)
     assert_close(extractor(x)['mlp'], seen[0])
+
+
+@every_model
+def test_efficient_conv_bn_eval_of_mmengine(cls):
+    """It traces while the model trains, and drop path must stop in validation."""
+    model, x = build(cls, drop_path_rate=0.5), image(2, 3, 64, 96)
+    want = model(x)
+    parent = nn.ModuleDict(dict(backbone=model)).train()
+    turn_on_efficient_conv_bn_eval(parent, 'backbone')
+    for got, other in zip(model.eval()(x), want):
+        assert_close(got, other)
+
+
+# torch.compile
+
+
+@every_model
+@pytest.mark.skipif(not hasattr(torch.library, 'custom_op'), reason='needs torch 2.4')
+def test_compiles_with_dynamic_sizes(cls, many):
+    if many(True, False):
+        pytest.skip('long version only: --torture')
+    torch._dynamo.reset()
+    arch = dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), sr_ratios=(8, 4))
+    model = build(cls, arch, out_indices=None).train()
+    compiled = torch.compile(model, backend='aot_eager', dynamic=True)
+    for shape in ((2, 3, 64, 96), (2, 3, 97, 131)):
+        grads = []
+        for function in (compiled, model):
+            model.zero_grad()
+            golden.loss(function(image(*shape))).backward()
+            grads.append([p.grad for p in model.parameters()])
+        scale = max(grad.abs().max().item() for grad in grads[1])
+        for got, want in zip(*grads):
+            assert_close(got, want, rtol=1e-7, atol=1e-12 * scale)
 
 
 # torch.func and second derivatives
@@ -195,4 +230,4 @@ def test_counters_of_flops_agree(cls):
         assert totals[0] == totals[1]
     counter = FlopAnalyzer(build(cls), (x, )).unsupported_ops_warnings(False)
     counted = counter.by_operator()
-    assert counted.total() - counted['layer_norm'] - counted['batch_norm'] == totals[0]
+    assert sum(counted.values()) - counted['layer_norm'] - counted['batch_norm'] == totals[0]

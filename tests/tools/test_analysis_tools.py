@@ -240,12 +240,11 @@ def test_images_per_second(config, tool, monkeypatch, capsys):
 @pytest.mark.parametrize('channels, color_type', [(1, 'grayscale'), (4, 'unchanged')])
 def test_images_of_other_channels(channels, color_type, tool, tmp_path, monkeypatch, capsys):
     config, image = tmp_path / 'config.py', tmp_path / 'image.png'
-    mean = [128.] * channels
     config.write_text(f"""
 _base_ = '{DETECTOR}'
 model = dict(
     backbone=dict(init_cfg=None, in_channels={channels}),
-    data_preprocessor=dict(mean={mean}, std={mean}, bgr_to_rgb=False))
+    data_preprocessor=dict(mean=None, std=None, bgr_to_rgb=False))
 test_dataloader = dict(dataset=dict(pipeline=[
     dict(type='LoadImageFromFile', color_type='{color_type}'),
     dict(type='PackDetInputs', meta_keys=('img_shape', ))]))
@@ -258,7 +257,7 @@ test_dataloader = dict(dataset=dict(pipeline=[
     picture, inputs = read_image(cfg, model, str(image))
     shown = pixels.repeat(3, axis=2) if channels == 1 else pixels[..., 2::-1]
     np.testing.assert_array_equal(picture, shown)
-    assert_close(inputs[0] * 128 + 128, torch.tensor(pixels).permute(2, 0, 1).float())
+    assert_close(inputs[0], torch.tensor(pixels).permute(2, 0, 1).float())
     args = [str(config), str(tmp_path / 'weights.pth'), str(image)]
     for name in ('vis_features', 'vis_attention'):
         tool(name).main([*args, str(tmp_path / f'{name}.png')])
@@ -286,3 +285,12 @@ def test_curves_by_mmdets_own_script(tmp_path):
                 cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert cv2.imread(str(tmp_path / 'curve.png')).std() > 1
+
+
+def test_flops_by_mmpretrains_own_script(monkeypatch, capsys):
+    """It counts the norms of Lite, too: 0.01 G."""
+    script = mmpretrain.__path__[0] + '/.mim/tools/analysis_tools/get_flops.py'
+    config = ROOT / 'configs/classification/rest_lite_8xb256_in1k.py'
+    monkeypatch.setattr(sys, 'argv', [script, str(config), '--shape', '224'])
+    runpy.run_path(script, run_name='__main__')
+    assert 'Flops: 1.542G\n' in capsys.readouterr().out

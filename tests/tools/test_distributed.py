@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed.fsdp
 from torch.testing import assert_close
 
+from ..models.models import MODELS
 from .conftest import ROOT, SMALL
 from .ddp_gradients import batch, classifier
+from .strategies import STRATEGIES, Model
+from .strategies import train as train_alone
 
 HERE = Path(__file__).parent
 ON_CPU = [
@@ -45,6 +49,7 @@ def test_every_parameter_takes_part(kind, coco, many):
     scalars, = (coco / f'two_{kind}').glob('*/vis_data/scalars.json')
     losses = [json.loads(line)['loss'] for line in scalars.read_text().splitlines()]
     assert len(losses) == 2 and np.isfinite(losses).all()
+    assert 'bucket view strides' not in done.stderr
 
 
 def test_a_level_that_nobody_uses_is_noticed(coco, many):
@@ -72,3 +77,24 @@ def test_gradients_are_those_of_the_joined_batch(tmp_path):
         assert_close(
             two[name], p.grad, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f'{n}: {m}')
     assert two['head.fc.weight'].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize('name', [cls.__name__ for cls in MODELS])
+@pytest.mark.parametrize('kind', STRATEGIES)
+def test_strategies_of_flexible_runner_train_as_one_process(kind, name, tmp_path, many):
+    if kind == 'DDPStrategy' and many(True, False):
+        pytest.skip('long version only: --torture')
+    if kind == 'FSDPStrategy' and not hasattr(torch.distributed.fsdp, 'fully_shard'):
+        pytest.skip('on a CPU it needs torch 2.6')
+    out = tmp_path / 'weights.pth'
+    done = two_processes(
+        HERE / 'cpu_process.py', HERE / 'strategies.py', name, kind, out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    want = train_alone(name, None, str(tmp_path / 'alone'), 4)
+    torch.manual_seed(0)
+    before = dict(Model(name).named_parameters())
+    got = torch.load(out, weights_only=True)
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        assert_close(got[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f'{k}: {m}')
+    assert max((want[key] - before[key]).abs().max() for key in want) > 0.01

@@ -14,6 +14,8 @@ from mmengine.config import Config
 from mmengine.fileio import load
 from torch.testing import assert_close
 
+from mmrest.apis import package_of
+
 from ..torture.training import Run, content, distance, same
 from . import digits
 from .conftest import ROOT, SMALL, call
@@ -274,6 +276,8 @@ REMOTE = dict(backend='petrel', path_mapping={'data/': 's3://bucket/data/'})
      ['data/a.json', 'data/']),
     (dict(data_root='d', ann_file=['a.json', 'b.json'], data_prefix=dict(img=['a', 'b'])), []),
     (dict(data_root=['a', 'b']), []),
+    (dict(data_root='d', data_prefix='train', pipeline=[
+        dict(type='LoadImageFromFile', backend_args=dict(backend='lmdb', db_path='x'))]), []),
 ])
 def test_data_that_must_exist(dataset, paths, tools):
     from common import _local_paths
@@ -281,14 +285,55 @@ def test_data_that_must_exist(dataset, paths, tools):
 
 
 PURE_PYTHON = '''
-from mmdet.models import RetinaNet
+from mmcv.transforms import LoadImageFromFile
+from mmengine.dataset import DefaultSampler
+from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
+from mmpretrain.datasets import CustomDataset, PackInputs
+from mmpretrain.evaluation import Accuracy
+from mmpretrain.models import (ClsDataPreprocessor, CrossEntropyLoss, GlobalAveragePooling,
+                               ImageClassifier, LinearClsHead)
+from torch.optim import AdamW
+
 from mmrest import ResT
+
 default_scope = None
-model = dict(type=RetinaNet, backbone=dict(type=ResT, out_indices=(1, 2, 3)))
+model = dict(
+    type=ImageClassifier,
+    data_preprocessor=dict(type=ClsDataPreprocessor, num_classes=10, mean=[128.], std=[64.]),
+    backbone=dict(
+        type=ResT, out_indices=(3, ), arch=dict(
+            embed_dims=(8, 16, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1),
+            sr_ratios=(8, 4, 2, 1))),
+    neck=dict(type=GlobalAveragePooling),
+    head=dict(type=LinearClsHead, num_classes=10, in_channels=16,
+              loss=dict(type=CrossEntropyLoss)))
+train_dataloader = dict(
+    batch_size=4, num_workers=0, sampler=dict(type=DefaultSampler, shuffle=False),
+    dataset=dict(type=CustomDataset, data_root='data/digits/cls/val', with_label=True,
+                 indices=8, pipeline=[dict(type=LoadImageFromFile), dict(type=PackInputs)]))
+test_dataloader = val_dataloader = train_dataloader
+test_evaluator = val_evaluator = dict(type=Accuracy)
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=AdamW, lr=1e-4))
+train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=1)
+val_cfg = dict(type=ValLoop)
+test_cfg = dict(type=TestLoop)
 '''
 
 
-def test_pure_python_configs(tools, tmp_path):
-    from common import package_of
-    (tmp_path / 'config.py').write_text(PURE_PYTHON)
-    assert package_of(Config.fromfile(tmp_path / 'config.py')) == 'mmdet'
+def test_pure_python_configs_and_the_address_of_a_checkpoint(trained):
+    (trained / 'pure.py').write_text(PURE_PYTHON)
+    run('train.py', 'pure.py', cwd=trained)
+    address = (trained / 'work_dirs/pure/epoch_1.pth').as_uri()
+    for tta in ([], ['--tta']):
+        run('test.py', 'pure.py', address, '--out', 'pure.pkl', *tta, cwd=trained)
+        assert len(load(trained / 'pure.pkl')) == 8
+    run('infer.py', 'pure.py', address, 'data/digits/cls/val/0', cwd=trained)
+    assert len(list((trained / 'outputs/predictions').iterdir())) == 36
+
+
+@pytest.mark.parametrize('kind, scope, package', [
+    ('RetinaNet', 'mmdet', 'mmdet'), ('mmdet.RetinaNet', None, 'mmdet'),
+    ('mmdet.RetinaNet', 'mmpose', 'mmpose'), ('RetinaNet', None, 'mmdet')])
+def test_which_package_a_config_is_for(kind, scope, package):
+    assert package_of(Config(dict(model=dict(type=kind), default_scope=scope))) == package

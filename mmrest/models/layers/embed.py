@@ -22,7 +22,7 @@ class Stem(nn.Module):
         self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, embed_dims, 3, stride=2, padding=1, bias=False)
-        self.act = nn.ReLU(inplace=True)
+        self.act = nn.ReLU()
         self.pos = pos
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ class StemV2(PatchEmbedV2):
         return nn.Sequential(
             nn.Conv2d(in_channels, hidden, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(hidden),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.Conv2d(hidden, embed_dims, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(embed_dims),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.Conv2d(embed_dims, embed_dims, 1))

@@ -76,12 +76,13 @@ class EMSA(nn.Module):
 
     def project(self, x: Tensor, hw: Tuple[int, int]) -> Tuple[Tensor, Tensor, Tensor]:
         """Queries (B, h, N, d), and keys and values (B, h, M, d) of the reduced image."""
+        B, N, C = x.shape
         h = self.num_heads
-        q = self.q(x).unflatten(-1, (h, -1)).transpose(1, 2)  # (B, h, N, d)
+        q = self.q(x).view(B, N, h, C // h).transpose(1, 2)  # (B, h, N, d)
         if self.sr_ratio > 1:
             x = image_to_tokens(self.sr(tokens_to_image(x, hw)))  # (B, M, C)
             x = self.sr_norm(x)
-        kv = self.kv(x).unflatten(-1, (2, h, -1))  # (B, M, 2, h, d)
+        kv = self.kv(x).view(B, x.shape[1], 2, h, C // h)  # (B, M, 2, h, d)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
         return q, k, v
 

@@ -16,12 +16,14 @@ from torch import Tensor
 
 def image_to_tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H W, C), contiguous."""
-    return x.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
+    B, C, H, W = x.shape
+    return x.permute(0, 2, 3, 1).contiguous().view(B, H * W, C)
 
 
 def tokens_to_image(x: Tensor, hw: Tuple[int, int]) -> Tensor:
     """(B, H W, C) -> (B, C, H, W), channels_last."""
-    return x.contiguous().unflatten(1, hw).permute(0, 3, 1, 2)
+    H, W = hw
+    return x.contiguous().view(x.shape[0], H, W, x.shape[2]).permute(0, 3, 1, 2)
 
 
 def channels_last(x: Tensor) -> Tensor:
