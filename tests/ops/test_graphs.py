@@ -83,9 +83,10 @@ def compile_and_record(model, image):
 
 
 @needs_custom_op
-@pytest.mark.parametrize('arch, backend, blocks', [('lite', 'auto', 8), (ARCH, 'reference', 0)])
+@pytest.mark.parametrize('arch, backend, blocks', [('lite', 'auto', 6), (ARCH, 'reference', 0)])
 def test_compiled_rest_has_the_operator_and_no_map(arch, backend, blocks):
-    """The reference shows that the test sees a map."""
+    """All but the two blocks of stage 1, whose attention is PyTorch's. The reference shows
+    that the test sees a map."""
     model = ResT(arch, out_indices=None, backend=backend)
     forward, backward = compile_and_record(model, torch.randn(1, 3, 64, 96))
     maps = {(384, 6), (96, 6), (24, 6), (6, 6)}  # N x M of each stage
