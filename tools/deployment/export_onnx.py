@@ -25,8 +25,8 @@ def main(args: Optional[List[str]] = None) -> None:
     parser.add_argument('checkpoint')
     parser.add_argument('out', help='the .onnx file to write')
     parser.add_argument('--part', choices=('model', 'backbone'), default='model')
-    parser.add_argument('--images', nargs='+', default=(), help='pictures to check the '
-                        'file on; in random ones, the default, a detector may find nothing')
+    parser.add_argument('--images', nargs='+', default=(), help='pictures to check the file '
+                        'on; in random ones, the default, a detector may find nothing')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args(args)
     cfg = read_config(args.config, args.cfg_options)
