@@ -92,7 +92,7 @@ def export(model: nn.Module,
             result[name] = max(value, result.get(name, 0.))
     if result.get('boxes') == 0:
         warnings.warn('neither mm nor ONNX finds a box in the pictures that the file was '
-                      'checked on; check it on images with objects in them')
+                      'checked on; check it on images with objects in them', stacklevel=2)
     write_whole(path, content)
     return result
 

@@ -45,7 +45,7 @@ def test_a_training_step_and_a_prediction(name):
     if cfg.default_scope == 'mmseg':  # it would pad the images to the size of its crops
         model.data_preprocessor.size = (size, size)
     wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, 'type': 'OptimWrapper'})
-    check_weight_decay(name, cfg.optim_wrapper, model, wrapper.param_groups)
+    check_weight_decay(cfg.optim_wrapper, model, wrapper.param_groups)
     before = {k: p.detach().clone() for k, p in model.backbone.named_parameters()}
     train_and_predict(model, cfg.default_scope, size)
     wrapper.step()
@@ -53,14 +53,13 @@ def test_a_training_step_and_a_prediction(name):
     assert len(moved) > 0.9 * len(before)
 
 
-def check_weight_decay(name, cfg, model, groups):
-    """Norms have none, by whatever key, unless the recipe is one for all parameters."""
-    for_all = 'ablations' in name or name.startswith('semantic_fpn') and 'digits' not in name
+def check_weight_decay(cfg, model, groups):
+    """Norms have none, by whatever key."""
     no_biases = 'bias_decay_mult' in cfg.get('paramwise_cfg', {})
     decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
     norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
     for key, p in model.named_parameters():
-        none = id(p) in norms and not for_all or no_biases and key.endswith('bias')
+        none = id(p) in norms or no_biases and key.endswith('bias')
         assert decay[id(p)] == (0 if none else cfg.optimizer.weight_decay), key
 
 

@@ -16,7 +16,9 @@ train_dataloader = dict(batch_size=batch_size)
 val_dataloader = dict(batch_size=batch_size)
 test_dataloader = val_dataloader
 
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=1e-4))
+optim_wrapper = dict(
+    optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=1e-4),
+    paramwise_cfg=dict(norm_decay_mult=0.))
 param_scheduler = [
     dict(
         type='LinearLR', start_factor=1e-3, by_epoch=True, end=warmup_epochs,
