@@ -57,8 +57,8 @@ def emsa_attention(
     """``IN(softmax(Conv(scale * q k^T))) v``, equation (4) of the ResT paper.
 
     Without mixing and normalisation this is plain attention. PyTorch's own
-    ``scaled_dot_product_attention`` computes it, except for 'reference', and for 'chunked' on
-    a CPU.
+    ``scaled_dot_product_attention`` computes it, except for 'reference', and on a CPU for
+    'chunked' and where :func:`~mmrest.ops.emsa.chunked.beats_plain` says so.
 
     Args:
         q (Tensor): Queries, (B, h, N, d). All tensors may have any strides.
@@ -100,7 +100,8 @@ def emsa_attention(
         check(q, k, v, mix)
     scale = q.shape[-1]**-0.5 if scale is None else scale
     plain = mix is None and not normalize and backend != 'reference'
-    if plain and not exporting and (q.is_cuda or backend != 'chunked'):
+    by_blocks = backend == 'chunked' or backend == 'auto' and chunked.beats_plain(q, k)
+    if plain and not exporting and (q.is_cuda or not by_blocks):
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     if backend == 'auto':
         backend = _choose(q)

@@ -13,9 +13,12 @@ from .library import EMSAFunction, empty_heads, opaque
 # BLOCK is the number of elements of one head's map in a block, for each CPU thread: few enough
 # to stay in its cache between passes, enough to keep it busy. MOST is the limit over all heads
 # and threads. The number of rows is a multiple of ROWS, the length of a vector register.
+# Where that is fewer than LEAST rows for each thread, because the keys are many, fetching k and v
+# for each block costs more than a block that leaves the cache: then it is LEAST, up to 4 MOST.
 BLOCK = 2**18
 MOST = 2**21
 ROWS = 16
+LEAST = 64
 
 
 def _fake_forward(q, k, v, mix, scale, normalize, eps):
@@ -85,7 +88,7 @@ def chunked_backward(grad: Tensor, out: Tensor, r: Tensor, q: Tensor, k: Tensor,
                 centred = torch.sub(attn, 1 / M, out=d_mixed)
                 d_attn.addcmul_(centred, slope[block.b][..., None, None])
             centred = _round(centred, rounded)
-            dv[block.b] += block.sum(centred.transpose(-2, -1) @ g)
+            dv[block.b].add_(block.sum(centred.transpose(-2, -1) @ g))
             d_scores = torch._softmax_backward_data(d_attn, attn, -1, dtype,
                                                     grad_input=d_mixed)
             if weight is not None:
@@ -93,7 +96,7 @@ def chunked_backward(grad: Tensor, out: Tensor, r: Tensor, q: Tensor, k: Tensor,
                 d_scores = _mix(weight.t(), d_mixed, out=attn)
             d_scores = _round(d_scores, rounded)
             block.rows(dq).copy_(d_scores @ k_block)
-            dk[block.b] += block.sum(d_scores.transpose(-2, -1) @ q_block)
+            dk[block.b].add_(block.sum(d_scores.transpose(-2, -1) @ q_block))
         dk *= scale
         dmix = r.new_empty(0) if mix is None else dmix.to(mix.dtype)
     return dq, dk.to(k.dtype), dv.to(v.dtype), dmix
@@ -106,10 +109,16 @@ def _dtypes(q: Tensor) -> Tuple[torch.dtype, torch.dtype]:
     return dtype, q.dtype if fast else dtype
 
 
+@torch.compiler.assume_constant_result
 def _multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for products of bfloat16, which oneDNN uses."""
     supported = getattr(torch.cpu, '_is_avx512_bf16_supported', None)  # not in torch 2.1
     return supported is not None and torch.backends.mkldnn.is_available() and supported()
+
+
+@torch.compiler.assume_constant_result
+def _threads() -> int:
+    return torch.get_num_threads()
 
 
 class _Block(NamedTuple):
@@ -140,8 +149,8 @@ def _blocks(out: Tensor, k: Tensor, v: Tensor,
     share that memory: new pages cost more time than the computation in them.
     """
     (B, h, N, _), M = out.shape, k.shape[2]
-    threads = 1 if out.is_cuda else torch.get_num_threads()
-    elements = min(h * threads * BLOCK, MOST)
+    threads = 1 if out.is_cuda else _threads()
+    elements = max(min(h * threads * BLOCK, MOST), min(h * threads * LEAST * M, 4 * MOST))
     images = max(min(elements // max(h * N * M, 1), B), 1)
     images = images - images % threads or images  # the same number for each thread
     rows = max(N, 1)
@@ -185,6 +194,15 @@ def _mix(mix: Optional[Tensor], scores: Tensor, out: Tensor) -> Tensor:
         return scores
     torch.bmm(mix.expand(len(scores), -1, -1), scores.flatten(2), out=out.flatten(2))
     return out
+
+
+def beats_plain(q: Tensor, k: Tensor) -> bool:
+    """Whether plain attention on a CPU is faster here than PyTorch's: in bfloat16, where the
+    backward of PyTorch's, which divides its work by images and heads, has threads with no work.
+    """
+    (B, h, N, _), M = q.shape, k.shape[2]
+    dtype, low = _dtypes(q)
+    return low != dtype and B * h < _threads() and N * M >= BLOCK
 
 
 def why_not(q: Tensor) -> Optional[str]:
