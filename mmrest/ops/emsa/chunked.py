@@ -137,8 +137,9 @@ class _Block(NamedTuple):
         return pieces.transpose(1, 2).flatten(0, 1)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Add up the pieces of an image."""
-        return x.sum(0, keepdim=True) if self.pieces > 1 else x
+        """Add up the pieces of an image, in float32 at least."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return x.sum(0, keepdim=True, dtype=dtype) if self.pieces > 1 else x
 
 
 def _blocks(out: Tensor, k: Tensor, v: Tensor,
