@@ -155,7 +155,8 @@ def test_blocks_of_any_size_give_the_same(rows, threads, shapes, monkeypatch):
 
 
 @pytest.mark.parametrize('h, M, threads, rows', [
-    (2, 1050, 2, 480), (4, 4097, 1, 64), (2, 8100, 2, 128), (8, 8100, 2, 128), (8, 8100, 64, 129)])
+    (2, 1050, 2, 480), (4, 4097, 1, 64), (2, 8100, 2, 128), (8, 8100, 2, 128),
+    (8, 8100, 64, 129)])
 def test_blocks_of_long_keys_have_64_rows_a_thread(h, M, threads, rows, monkeypatch):
     """Up to four times MOST elements of the map."""
     monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
@@ -199,7 +200,8 @@ def test_bfloat16_products_are_no_further_off_than_twice_the_reference(
         found.append([(errors(x, z), errors(y, z)) for x, y, z in zip(got, reference, want)])
     assert set.union(*bfloat16_products) == {torch.bfloat16}
     # (name, draw, backend, largest and RMS error)
-    for name, off in zip(('out', 'dq', 'dk', 'dv', 'dmix'), torch.tensor(found).transpose(0, 1)):
+    names = ('out', 'dq', 'dk', 'dv', 'dmix')
+    for name, off in zip(names, torch.tensor(found).transpose(0, 1)):
         (largest, allowed), (rms, rms_allowed) = off[..., 0].amax(0), off[..., 1].norm(dim=0)
         assert largest <= max(2 * allowed, 1e-5), name
         assert rms <= max(2 * rms_allowed, 1e-5), name
@@ -330,9 +332,10 @@ def test_activation_checkpointing():
 @pytest.mark.parametrize('backend', FUSED)
 def test_autocast(backend, dtype):
     """No further off than twice the reference. Some gradients, as of the key's bias, are
-    zero except for rounding."""
+    zero except for rounding. On a CPU, the depth-wise convolution stays in float32."""
     torch.manual_seed(0)
-    module = EMSA(32, 4, 2)
+    module, types = EMSA(32, 4, 2), []
+    module.sr.register_forward_hook(lambda module, args, out: types.append(out.dtype))
     x = torch.randn(2, 48, 32)
 
     def run(backend, enabled=True):
@@ -349,6 +352,7 @@ def test_autocast(backend, dtype):
     for got, allowed, exact in zip(run(backend), reference, want):
         for off, bound in zip(errors(got, exact.double()), errors(allowed, exact.double())):
             assert off <= max(2 * bound, 1e-5)
+    assert types == [torch.float32] * 3
 
 
 def test_every_parameter_gets_a_gradient():

@@ -13,8 +13,8 @@ from .library import EMSAFunction, empty_heads, opaque
 # BLOCK is the number of elements of one head's map in a block, for each CPU thread: few enough
 # to stay in its cache between passes, enough to keep it busy. MOST is the limit over all heads
 # and threads. The number of rows is a multiple of ROWS, the length of a vector register.
-# Where that is fewer than LEAST rows for each thread, because the keys are many, fetching k and v
-# for each block costs more than a block that leaves the cache: then it is LEAST, up to 4 MOST.
+# Many keys would leave so few rows that fetching k and v for each block costs more than a block
+# beyond the cache: there are LEAST rows for each thread at least, within 4 MOST elements.
 BLOCK = 2**18
 MOST = 2**21
 ROWS = 16
@@ -76,7 +76,8 @@ def chunked_backward(grad: Tensor, out: Tensor, r: Tensor, q: Tensor, k: Tensor,
         if normalize:
             v = v - v.mean(-2, keepdim=True)
             slope = (grad.to(dtype) * out).sum((-2, -1)) * r.square() / -(N * M)  # (B, h)
-        for block, k_block, v_block, maps in _blocks(out, (scale * k).to(low), v.to(low), maps=4):
+        v, scaled = v.to(low), (scale * k).to(low)
+        for block, k_block, v_block, maps in _blocks(out, scaled, v, maps=4):
             scores, attn, mixed, d_mixed, rounded = maps  # (b, h, n, M)
             q_block = block.rows(q).to(low)  # (b, h, n, d)
             g = (block.rows(grad).to(dtype) * r[block.b][..., None, None]).to(low)
@@ -146,8 +147,8 @@ def _blocks(out: Tensor, k: Tensor, v: Tensor,
             maps: int) -> Iterator[Tuple[_Block, Tensor, Tensor, List[Optional[Tensor]]]]:
     """Blocks of queries, their k and v (b, h, M, d), and memory for ``maps`` (b, h, n, M).
 
-    The last map is for rounding to the type of k and v, or None if that is ``out``'s. All blocks
-    share that memory: new pages cost more time than the computation in them.
+    One more map is for rounding to the type of k and v, or None if that is ``out``'s. All
+    blocks share that memory: new pages cost more time than the computation in them.
     """
     (B, h, N, _), M = out.shape, k.shape[2]
     threads = 1 if out.is_cuda else _threads()
@@ -164,7 +165,7 @@ def _blocks(out: Tensor, k: Tensor, v: Tensor,
         count = min(images, B - b)
         most = threads if count == 1 and threads * ROWS <= N else 1
         k_block, v_block = (x[b:b + count].repeat(most, 1, 1, 1) for x in (k, v))
-        if rounded is not None:  # oneDNN is a third faster with the M values of a channel in a row
+        if rounded is not None:  # oneDNN is faster with the M values of a channel in a row
             k_block, v_block = (x.mT.contiguous().mT for x in (k_block, v_block))
         for n in range(0, N, rows):
             length = min(rows, N - n)
@@ -178,7 +179,7 @@ def _blocks(out: Tensor, k: Tensor, v: Tensor,
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, rounded: Optional[Tensor]) -> Tensor:
-    """``a @ b`` of (b, h, n, d) and (b, h, d, M), in the type of ``rounded`` if that is given."""
+    """``a @ b`` of (b, h, n, d) and (b, h, d, M), rounded if that is given."""
     product = out if rounded is None else rounded
     torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out=product.flatten(0, 1))
     return out if rounded is None else out.copy_(rounded)
