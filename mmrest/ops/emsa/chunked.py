@@ -37,10 +37,11 @@ def chunked_forward(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], scal
     with torch.autocast(q.device.type, enabled=False):
         k, v = scale * k.to(low), v.to(low)
         mix = None if mix is None else mix.to(dtype)
-        for block, k_block, v_block, maps in _blocks(out, k, v, maps=3):
-            scores, attn, mixed, rounded = maps  # (b, h, n, M)
+        for block, k_block, v_block, maps in _blocks(out, k, v, maps=2):
+            scores, mixed, rounded = maps  # (b, h, n, M)
             _product(block.rows(q).to(low), k_block.transpose(-2, -1), scores, rounded)
-            torch.softmax(_mix(mix, scores, out=mixed), -1, out=attn)
+            attn = _mix(mix, scores, out=mixed)
+            torch.softmax(attn, -1, out=attn)  # in place: a third map would crowd the cache
             if normalize:
                 attn.sub_(1 / M)
                 # First over rows: a single sum over all elements would lose a digit.
