@@ -43,8 +43,8 @@ def published(q, k, v, mix, bias, eps=1e-5):
     return F.instance_norm(attn, eps=eps) @ v
 
 
-def draw(B, h, N, M, d, dtype=torch.double):
-    torch.manual_seed(0)
+def draw(B, h, N, M, d, dtype=torch.double, seed=0):
+    torch.manual_seed(seed)
     # The strides of a linear layer's output.
     q = torch.randn(B, N, h, d, dtype=dtype).transpose(1, 2)
     k, v = torch.randn(2, B, M, h, d, dtype=dtype).transpose(2, 3).unbind()
@@ -120,6 +120,7 @@ def block_of(rows, threads, monkeypatch):
     monkeypatch.setattr(chunked, 'BLOCK', rows * 4 // threads)
     monkeypatch.setattr(chunked, 'MOST', rows * 2 * 4)
     monkeypatch.setattr(chunked, 'ROWS', 1)
+    monkeypatch.setattr(chunked, 'LEAST', 0)
 
 
 # 3 images of 10 queries. A block is one query, some queries or whole images, and is cut into
@@ -142,9 +143,10 @@ def test_blocks_of_any_size_give_the_same(rows, threads, shapes, monkeypatch):
     block_of(rows, threads, monkeypatch)
     for a, b in zip(results(emsa_attention, inputs, backend='chunked'), want):
         assert_close(a, b)
-    seen, found = torch.zeros(3, 2, 10, 5), []
+    seen, found = torch.zeros(3, 2, 10, 5, dtype=torch.double), []
     k, v = inputs[1:3]
-    for block, k_block, v_block, maps in chunked._blocks(seen, k, v, maps=3):
+    for block, k_block, v_block, (*maps, rounded) in chunked._blocks(seen, k, v, maps=3):
+        assert rounded is None  # for 16 bits alone
         queries = block.rows(seen)  # (b, h, n, d)
         queries += 1
         found.append((queries.shape[0], queries.shape[2]))
@@ -155,6 +157,75 @@ def test_blocks_of_any_size_give_the_same(rows, threads, shapes, monkeypatch):
         assert len({x.data_ptr() for x in maps}) == 3
     assert found == shapes
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize('h, M, threads, rows', [
+    (2, 1050, 2, 480), (4, 4097, 1, 64), (2, 8100, 2, 128), (8, 8100, 2, 128),
+    (8, 8100, 64, 129)])
+def test_blocks_of_long_keys_have_64_rows_a_thread(h, M, threads, rows, monkeypatch):
+    """Up to four times MOST elements of the map."""
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    out, k = torch.empty(1, h, 1000, 1), torch.empty(1, h, M, 1)
+    block, _, _, maps = next(chunked._blocks(out, k, k, maps=1))
+    assert block.n == slice(0, rows)
+    assert maps[0].numel() == h * rows * M
+
+
+@pytest.fixture
+def bfloat16_products(monkeypatch):
+    """The types of products' factors, with products of bfloat16 whatever this CPU has."""
+    monkeypatch.setattr(chunked, '_multiplies_bfloat16', lambda: True)
+    product, types = chunked._product, []
+    monkeypatch.setattr(chunked, '_product', lambda a, b, *args: (
+        types.append({a.dtype, b.dtype}) or product(a, b, *args)))
+    return types
+
+
+@pytest.mark.parametrize('normalize', [True, False])
+@pytest.mark.parametrize('mixed', [True, False])
+@pytest.mark.parametrize('shape, rows, threads', [
+    *((shape, 2**16, 1) for shape in SHAPES[:5]), ((2, 2, 255, 49, 96), 2**16, 1),
+    ((1, 8, 255, 60, 64), 60, 1), ((3, 2, 77, 33, 12), 16, 2), ((2, 4, 4, 4, 64), 2**16, 2)])
+def test_bfloat16_products_are_no_further_off_than_twice_the_reference(
+        shape, rows, threads, mixed, normalize, bfloat16_products, monkeypatch):
+    """Over eight draws: in one, the reference may be right by chance. Images are in one block,
+    or in blocks that are cut for threads."""
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    monkeypatch.setattr(chunked, 'BLOCK', rows * shape[3] // threads)
+    monkeypatch.setattr(chunked, 'ROWS', 1)
+    monkeypatch.setattr(chunked, 'LEAST', 0)
+    found = []
+    for seed in range(8):
+        inputs = [x.detach().bfloat16() for x in draw(*shape, seed=seed)[:4 if mixed else 3]]
+        want = results(emsa_attention, [x.double() for x in inputs], normalize=normalize,
+                       backend='reference')
+        got, reference = (results(emsa_attention, inputs, normalize=normalize, backend=backend)
+                          for backend in ('chunked', 'reference'))
+        assert {x.dtype for x in got} == {torch.bfloat16}
+        found.append([(errors(x, z), errors(y, z)) for x, y, z in zip(got, reference, want)])
+    assert set.union(*bfloat16_products) == {torch.bfloat16}
+    # (name, draw, backend, largest and RMS error)
+    names = ('out', 'dq', 'dk', 'dv', 'dmix')
+    for name, off in zip(names, torch.tensor(found).transpose(0, 1)):
+        (largest, allowed), (rms, rms_allowed) = off[..., 0].amax(0), off[..., 1].norm(dim=0)
+        assert largest <= max(2 * allowed, 1e-5), name
+        assert rms <= max(2 * rms_allowed, 1e-5), name
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
+def test_other_types_have_no_products_of_bfloat16(dtype, bfloat16_products):
+    q, k, v, mix, _ = draw(1, 2, 9, 5, 4, dtype)
+    emsa_attention(q, k, v, mix, backend='chunked').sum().backward()
+    wide = torch.promote_types(dtype, torch.float32)
+    assert bfloat16_products == [{wide}] * 3
+
+
+def test_a_cpu_without_instructions_for_bfloat16_computes_in_float32(
+        bfloat16_products, monkeypatch):
+    monkeypatch.setattr(chunked, '_multiplies_bfloat16', lambda: False)
+    q, k, v, mix, _ = draw(1, 2, 9, 5, 4, torch.bfloat16)
+    emsa_attention(q, k, v, mix, backend='chunked').sum().backward()
+    assert bfloat16_products == [{torch.float32}] * 3
 
 
 @pytest.mark.parametrize('mixed, normalize', [(False, True), (True, False)])
@@ -228,6 +299,19 @@ def test_plain_attention(backend, threads, monkeypatch):
         assert_close(a, b)
 
 
+@pytest.mark.parametrize('B, N, dtype, threads, ours', [
+    (1, 60, torch.bfloat16, 4, True), (1, 60, torch.bfloat16, 2, False),
+    (2, 60, torch.bfloat16, 4, False), (1, 39, torch.bfloat16, 4, False),
+    (1, 60, torch.float32, 4, False)])
+def test_plain_attention_by_blocks(B, N, dtype, threads, ours, bfloat16_products, monkeypatch):
+    """In bfloat16, if there are more threads than images times heads and a block's elements."""
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    monkeypatch.setattr(chunked, 'BLOCK', 200)
+    q, k, v, _, _ = draw(B, 2, N, 5, 4, dtype)
+    emsa_attention(q, k, v, normalize=False)
+    assert bool(bfloat16_products) == ours
+
+
 @pytest.mark.parametrize('backend, seen', [
     ('reference', 2 * 6000 * 500), ('chunked', 4 * 2**18)])
 def test_chunked_never_holds_a_map(backend, seen, monkeypatch):
@@ -256,9 +340,10 @@ def test_activation_checkpointing():
 @pytest.mark.parametrize('backend', FUSED)
 def test_autocast(backend, dtype):
     """No further off than twice the reference. Some gradients, as of the key's bias, are
-    zero except for rounding."""
+    zero except for rounding. On a CPU, the depth-wise convolution stays in float32."""
     torch.manual_seed(0)
-    module = EMSA(32, 4, 2)
+    module, types = EMSA(32, 4, 2), []
+    module.sr.register_forward_hook(lambda module, args, out: types.append(out.dtype))
     x = torch.randn(2, 48, 32)
 
     def run(backend, enabled=True):
@@ -275,6 +360,7 @@ def test_autocast(backend, dtype):
     for got, allowed, exact in zip(run(backend), reference, want):
         for off, bound in zip(errors(got, exact.double()), errors(allowed, exact.double())):
             assert off <= max(2 * bound, 1e-5)
+    assert types == [torch.float32] * 3
 
 
 def test_every_parameter_gets_a_gradient():

@@ -77,8 +77,8 @@ def emsa_attention(
     """``IN(softmax(Conv(scale * q k^T))) v``, equation (4) of the ResT paper.
 
     Without mixing and normalisation this is plain attention. PyTorch's own
-    ``scaled_dot_product_attention`` computes it, except for 'reference', and on a CPU where
-    blocks are asked for or faster.
+    ``scaled_dot_product_attention`` computes it, except for 'reference', and on a CPU for
+    'chunked' and where :func:`~mmrest.ops.emsa.chunked.beats_plain` says so.
 
     Args:
         q (Tensor): Queries, (B, h, N, d). All tensors may have any strides.
@@ -120,7 +120,8 @@ def emsa_attention(
         check(q, k, v, mix)
     scale = q.shape[-1]**-0.5 if scale is None else scale
     plain = mix is None and not normalize and backend != 'reference'
-    if plain and not exporting and (q.is_cuda or backend == 'auto' and _fills_cores(q)):
+    by_blocks = backend == 'chunked' or backend == 'auto' and chunked.beats_plain(q, k)
+    if plain and not exporting and (q.is_cuda or not by_blocks):
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     if backend == 'auto':
         backend = _choose(q)
@@ -130,21 +131,6 @@ def emsa_attention(
     if reason:
         raise RuntimeError(f'{backend=} cannot run: {reason}')
     return BACKENDS[backend].attention(q, k, v, mix, bias, scale, normalize, eps)
-
-
-def _fills_cores(q: Tensor) -> bool:
-    """Whether PyTorch's plain attention keeps a CPU busy.
-
-    Its backward has a task for each image and head. Two threads with one task are still
-    faster than blocks.
-    """
-    wants_gradient = torch.is_grad_enabled() and q.requires_grad
-    return not wants_gradient or 2 * q.shape[0] * q.shape[1] >= _num_threads()
-
-
-@torch.compiler.assume_constant_result
-def _num_threads() -> int:
-    return torch.get_num_threads()
 
 
 def _choose(q: Tensor) -> str:
