@@ -87,14 +87,14 @@ class EMSA(nn.Module):
         return q, k, v
 
     def reduce(self, image: Tensor) -> Tensor:
-        """The depth-wise convolution, in float32 under autocast on a CPU.
+        """The depth-wise convolution, in its parameters' type under autocast on a CPU.
 
         There its backward takes ten times as long in bfloat16 (oneDNN 3.7), for few products.
         """
         if not _autocast_on_cpu():
             return self.sr(image)
         with torch.autocast('cpu', enabled=False):
-            return self.sr(image.to(torch.promote_types(image.dtype, torch.float32)))
+            return self.sr(image.to(next(self.sr.parameters()).dtype))
 
     def mixing(self, q: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor]]:
         """Weight (h, h) and bias (h,) of ``transform_conv``, or None without it.
