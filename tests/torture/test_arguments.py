@@ -43,7 +43,7 @@ def emsa(**kwargs):
 @pytest.mark.parametrize('call, argument, taken', [
     (rest, 'arch', []),
     (rest, 'in_channels', []),
-    (rest, 'out_indices', [None, (0, 1)]),
+    (rest, 'out_indices', [None, True, False, -1, 0, 1, (0, 1), (-1, )]),
     (rest, 'frozen_stages', [True, False, -1, 0, 1, 2]),
     (rest, 'drop_path_rate', [None, False, 0, 0.5]),
     (rest, 'init_cfg', [None, '', (), []]),
