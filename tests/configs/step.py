@@ -49,14 +49,14 @@ def _batch(scope, size):
     if scope == 'mmpretrain':
         from mmpretrain.structures import DataSample
         return dict(inputs=torch.stack([image, image]),
-                    data_samples=[DataSample().set_gt_label(i) for i in (1, 2)])
+                    data_samples=[DataSample().set_gt_label(i) for i in (0, 1)])
     shape = dict(img_shape=(size, size), ori_shape=(size, size))
     if scope == 'mmseg':
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
         sample = SegDataSample(
             metainfo=shape,
-            gt_sem_seg=PixelData(data=torch.randint(0, 11, (1, size, size))))
+            gt_sem_seg=PixelData(data=torch.randint(0, 2, (1, size, size))))
     else:
         from mmdet.structures import DetDataSample
         from mmdet.structures.mask import BitmapMasks
