@@ -102,7 +102,13 @@ def test_masks(wanted, outputs):
     found = [torch.from_numpy(output[0, :5]) for output in outputs] + [crops[0, :5]]
     instances.masks = gate.paste(wanted, found, (90, 120))
     assert gate.check_detections(wanted, IMAGES, [*outputs, crops.numpy()])['mask'] == 0
-    crops[0, 0, :3] = 1 - crops[0, 0, :3]
+    crops[0, :5] = 0.5  # as of an untrained head: rounding decides
+    instances.masks = gate.paste(wanted, found, (90, 120), -1e-3)
+    instances.masks &= torch.rand(instances.masks.shape) < 0.5
+    near = crops + 9e-4 * (2 * torch.rand(crops.shape) - 1)
+    assert gate.check_detections(wanted, IMAGES, [*outputs, near.numpy()])['mask'] == 0
+    crops[0, 0, :3] = 0.502
+    instances.masks[0] = False
     with pytest.raises(ValueError, match='mask: .* off, at most 1e-03 of the pixels'):
         gate.check_detections(wanted, IMAGES, [*outputs, crops.numpy()])
 
