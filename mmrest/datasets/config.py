@@ -221,7 +221,7 @@ def _write_backbone(writer, name):
 
 
 def _write_light(writer, task):
-    """Narrow heads and few proposals."""
+    """Narrow heads and few proposals; BatchNorm in the neck and no drop path learn faster."""
     if task not in ('boxes', 'masks'):
         raise ValueError(f'light=True is for detectors: leave it out for {task=}')
     model = writer.cfg.model
@@ -229,6 +229,8 @@ def _write_light(writer, task):
     for part in ('neck', 'rpn_head', 'roi_head', 'bbox_head'):
         for key in ('in', 'out', 'feat', 'conv_out'):
             _replace(model.get(part, {}), f'{key}_channels', 256, width)
+    model.neck.norm_cfg = dict(type='BN')
+    model.backbone.drop_path_rate = 0.
     if 'roi_head' in model:
         model.roi_head.bbox_head.fc_out_channels = writer.choose('fc_width', '4 * width', '')
         number = writer.choose('proposals', 300, 'For each image; 1000 in the papers.')

@@ -92,6 +92,8 @@ class ResT(BaseModule):
         norm_in_trunk (bool): Feeds each output norm into the next stage, as the published
             detection code does and its weights need. By default, and in the published
             classification code, the output norms are beside the trunk.
+        out_norm (bool): Whether there are output norms. Without them the features are those of
+            the last block of each stage.
 
     Raises:
         ValueError: An argument is not one of the values above.

@@ -1,4 +1,6 @@
 """The written config: what is chosen from the data, and that every model is built from it."""
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -11,6 +13,7 @@ from mmrest.datasets import BASES, config, make_config, read, training
 from ..configs.step import train_and_predict
 from . import pets
 
+ROOT = Path(__file__).parents[2]
 ALL = [(task, model) for task, models in BASES.items() for model in models]
 
 
@@ -102,6 +105,17 @@ def test_light_detectors(splits):
         assert 256 not in values(cfg.model, 'in_channels') + values(cfg.model, 'feat_channels')
     with pytest.raises(ValueError, match="light=True is for detectors: .*task='classes'"):
         make_config('classes', *splits['classes'], light=True)
+
+
+def test_a_light_detector_can_start_from_that_of_digits(splits):
+    text = make_config('boxes', *splits['boxes'], backbone='rest_lite', light=True)
+    digits = read_config(str(ROOT / 'configs/mask_rcnn/rest_lite_fpn_digits.py'))
+    mine, theirs = (
+        {name: value.shape for name, value in build_model(cfg).state_dict().items()}
+        for cfg in (Config.fromstring(text, '.py'), digits))
+    others = [name for name, shape in mine.items() if theirs.get(name) != shape]
+    assert {name.rpartition('.')[0] for name in others} == {
+        'roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg'}
 
 
 @pytest.mark.parametrize('task, names, expected', [

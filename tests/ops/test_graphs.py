@@ -49,8 +49,9 @@ def test_inductor_gives_the_same():
 
 @needs_custom_op
 @needs_triton
-def test_custom_operators_pass_opcheck():
-    q, k, v, mix, _ = (x.detach().to(DEVICE) for x in draw(1, 2, 7, 3, 4, torch.float))
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_custom_operators_pass_opcheck(dtype):
+    q, k, v, mix, _ = (x.detach().to(DEVICE) for x in draw(1, 2, 7, 3, 4, dtype))
     for m, normalize, (forward, backward) in itertools.product(
         (mix, None), (True, False),
         ((chunked.chunked_forward, chunked.chunked_backward),

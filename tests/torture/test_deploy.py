@@ -1,4 +1,4 @@
-"""AP and top-1 of exported models are those of tools/test.py, on digits."""
+"""AP, mIoU and top-1 of exported models are those of tools/test.py, on digits."""
 import importlib
 import importlib.util
 import json
@@ -19,6 +19,11 @@ BACKBONE = 'model.backbone.init_cfg.checkpoint=work_dirs/rest_lite_digits/iter_3
 TRAININGS = {
     'classification/rest_lite_digits.py': (300, ['param_scheduler.total_steps=300']),
     'mask_rcnn/rest_lite_fpn_digits.py': (300, [BACKBONE, 'param_scheduler.1.end=300']),
+    'retinanet/rest_lite_retinanet_digits.py': (
+        300, [BACKBONE, 'param_scheduler.1.end=300']),
+    'semantic_fpn/rest_lite_semantic_fpn_digits.py': (
+        200, ['load_from=work_dirs/rest_lite_fpn_digits/iter_300.pth',
+              'param_scheduler.1.end=200']),
 }
 
 
@@ -85,6 +90,16 @@ def average_precision(model, folder, kind):
     return evaluation.stats[0]
 
 
+def mean_iou(model, folder, kind):
+    both = np.zeros((11, 11))
+    for path in sorted((folder / 'data/digits/val').glob('*')):
+        truth = np.asarray(Image.open(folder / f'data/digits/semantic/val/{path.stem}.png'))
+        found = model(Image.open(path))['labels']
+        np.add.at(both, (truth[truth < 11], found[truth < 11]), 1)
+    hits = both.diagonal()
+    return 100 * (hits / (both.sum(0) + both.sum(1) - hits)).mean()
+
+
 def top1(model, folder, kind):
     hits = [model(Image.open(path))['pred_class'] == path.parent.name
             for path in (folder / 'data/digits/cls/val').glob('*/*')]
@@ -93,9 +108,12 @@ def top1(model, folder, kind):
 
 @pytest.mark.parametrize('config, metrics', [
     ('classification/rest_lite_digits.py', {'accuracy/top1': (top1, '', 0.05)}),
+    ('retinanet/rest_lite_retinanet_digits.py', {
+        'coco/bbox_mAP': (average_precision, 'bbox', 1e-3)}),
     ('mask_rcnn/rest_lite_fpn_digits.py', {
         'coco/bbox_mAP': (average_precision, 'bbox', 1e-3),
         'coco/segm_mAP': (average_precision, 'segm', 1e-3)}),
+    ('semantic_fpn/rest_lite_semantic_fpn_digits.py', {'mIoU': (mean_iou, '', 0.05)}),
 ])
 def test_metrics_of_exported_models(project, config, metrics, many, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'tools/deployment'))

@@ -72,13 +72,13 @@ def chunked_backward(grad: Tensor, out: Tensor, r: Tensor, q: Tensor, k: Tensor,
     dv.zero_()
     dmix = r.new_zeros((h, h))
     with torch.autocast(q.device.type, enabled=False):
-        k, v = k.to(dtype), v.to(dtype)
         weight = None if mix is None else mix.to(dtype)
+        scaled, centred_v = scale * k.to(dtype), v.to(dtype)
         if normalize:
-            v = v - v.mean(-2, keepdim=True)
+            centred_v = centred_v - centred_v.mean(-2, keepdim=True)
             slope = (grad.to(dtype) * out).sum((-2, -1)) * r.square() / -(N * M)  # (B, h)
-        v, scaled = v.to(low), (scale * k).to(low)
-        for block, k_block, v_block, maps in _blocks(out, scaled, v, maps=4):
+        blocks = _blocks(out, scaled.to(low), centred_v.to(low), maps=4)
+        for block, k_block, v_block, maps in blocks:
             scores, attn, mixed, d_mixed, rounded = maps  # (b, h, n, M)
             q_block = block.rows(q).to(low)  # (b, h, n, d)
             g = (block.rows(grad).to(dtype) * r[block.b][..., None, None]).to(low)

@@ -144,7 +144,7 @@ def triton_forward(
 
 def _fake_backward(grad, out, raw, squares, lse, r, q, k, v, mix, scale, normalize):
     return (empty_heads(q), empty_heads(k), empty_heads(v),
-            grad.new_empty(0) if mix is None else torch.empty_like(mix))
+            r.new_empty(0) if mix is None else torch.empty_like(mix))
 
 
 @opaque('emsa_triton_backward', _fake_backward)
@@ -188,7 +188,7 @@ def triton_backward(grad: Tensor, out: Tensor, raw: Tensor, squares: Tensor, lse
                 dmix += parts.sum(0)
             _product(ds[..., :M], k[b], dq[b, :, n])
             _product(ds[..., :M].mT, q[b, :, n], dk[b], add=pieces)
-    dmix = grad.new_empty(0) if mix is None else (scale * LOG2_E * dmix.t()).to(mix.dtype)
+    dmix = r.new_empty(0) if mix is None else (scale * LOG2_E * dmix.t()).to(mix.dtype)
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dmix
 
 
@@ -201,7 +201,8 @@ def _trivial_gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mix: Optio
     dq, dk, dv = (empty_heads(x).zero_() for x in (q, k, v))
     if not normalize:
         dv += grad.sum(2, keepdim=True)
-    return dq, dk, dv, grad.new_empty(0) if mix is None else torch.zeros_like(mix)
+    dmix = q.new_empty(0, dtype=torch.float32) if mix is None else torch.zeros_like(mix)
+    return dq, dk, dv, dmix
 
 
 def _row_sums(grad: Tensor, raw: Tensor, squares: Tensor, r: Tensor, v: Tensor, M: int,
