@@ -284,7 +284,8 @@ def test_trees_with_another_backbone(own_data, monkeypatch):
     (own_data / 'trees.py').write_text((own_data / 'pets.py').read_text())
     (own_data / 'trees_resnet18.py').write_text(code)
     cfg = Config.fromfile(own_data / 'trees_resnet18.py')
-    assert cfg.model.backbone.pop('init_cfg').prefix == 'backbone.'
+    assert cfg.model.backbone.type == 'ResNet'
+    assert cfg.load_from == 'work_dirs/resnet18_fpn_digits/iter_900.pth'
     init_default_scope('mmdet')
     train_and_predict(build_model(cfg), 'mmdet', 64)
 
