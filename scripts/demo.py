@@ -32,7 +32,7 @@ DEMO = WORK / 'demo'
 CLASSIFIER = Path('configs/classification/rest_lite_digits.py')
 DETECTOR = Path('configs/mask_rcnn/rest_lite_fpn_digits.py')
 # What comes after a training takes as long as so many of its iterations, on two cores.
-REST = {CLASSIFIER.stem: 2950, DETECTOR.stem: 250}
+REST = {CLASSIFIER.stem: 2100, DETECTOR.stem: 200}
 NUM_PICTURES = 12
 SCALE = 5  # of the pictures
 
