@@ -57,7 +57,7 @@ def results(function, inputs, **kwargs):
     inputs = [x.detach().requires_grad_() for x in inputs]
     out = function(*inputs, **kwargs)
     torch.manual_seed(1)
-    weight = torch.randn(out.shape, dtype=torch.double).to(out.dtype)
+    weight = torch.randn(out.shape, dtype=torch.double).to(out)
     return [out, *torch.autograd.grad((out * weight).sum(), inputs)]
 
 

@@ -69,10 +69,15 @@ def test_nearly_uniform_maps(many):
     (2, 16, 16, 1), (4, 32, 16, 2), (8, 32, 32, 4)])
 def test_any_tile_gives_the_same(h, rows, cols, groups, monkeypatch):
     tiles = []
-    monkeypatch.setattr(fused, 'tile', lambda kernel, *args: (
-        tiles.append(kernel) or dict(ROWS=rows, COLS=cols, G=max(args[1] // groups, 1))))
+
+    def tile(kernel, _, mixed, *args):
+        tiles.append(kernel)
+        of_groups = dict(G=max(mixed // groups, 1)) if kernel in ('forward', 'map') else {}
+        return dict(ROWS=rows, COLS=cols, **of_groups)
+
+    monkeypatch.setattr(fused, 'tile', tile)
     check(h, rows + 1, cols + 2, 40, B=1)
-    assert tiles == ['forward', 'map', 'unmix']
+    assert tiles == ['forward', 'map', 'query', 'key']
     check(h, rows + 1, cols + 2, 40, B=1, mixed=False)
 
 
@@ -82,7 +87,8 @@ def test_chunks_and_spans_of_any_size(chunk, images, queries, programs, monkeypa
     """3 images of 300 queries, in pieces of an image or several at once. Two spans of keys."""
     monkeypatch.setattr(fused, 'CHUNK', chunk)
     monkeypatch.setattr(fused, 'PROGRAMS', programs)
-    monkeypatch.setattr(fused, 'tile', lambda *args: dict(ROWS=128, COLS=16, G=2))
+    tile = fused.tile
+    monkeypatch.setattr(fused, 'tile', lambda *args: dict(tile(*args), ROWS=128, COLS=16))
     assert fused._chunk(3, 300, 2 * 32 * 4) == (images, queries)
     check(2, 300, 20, 8, B=3)
 
@@ -138,8 +144,8 @@ def test_which_gpus_the_kernels_need(monkeypatch):
     with pytest.raises(RuntimeError, match="capability 8.0 or more, unlike 'cpu'"):
         emsa_attention(q, q, q, backend='triton')
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (12, 0))
-    q = torch.zeros(1, 4, 3, 65)  # the limit is what fits in registers
-    with pytest.raises(RuntimeError, match='float32 it takes up to 256 .* heads, not 4 x 65'):
+    q = torch.zeros(1, 8, 3, 65)  # the limit is what fits in registers
+    with pytest.raises(RuntimeError, match='up to 96, or 8 of up to 64, not 8 of 65'):
         emsa_attention(q, q, q, backend='triton')
     assert fused.why_not(q.half()) is None
 

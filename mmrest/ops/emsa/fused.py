@@ -9,11 +9,11 @@ from torch import Tensor
 
 from . import kernels
 from .library import EMSAFunction, empty_heads, opaque
-from .tiles import HEADS, WIDE_UP_TO, tile
+from .tiles import HEADS, takes_wide, tile
 
-# Bytes of the two maps of a chunk in backward, few enough to stay in the L2 cache, and a number
-# of programs that keeps every multiprocessor busy. No GPU has measured either.
-CHUNK = 2**25
+# Bytes of the two maps of a chunk in backward, and a number of programs that keeps every
+# multiprocessor busy.
+CHUNK = 2**26
 PROGRAMS = 512
 LOG2_E = math.log2(math.e)
 
@@ -30,8 +30,9 @@ def why_not(q: Tensor) -> Optional[str]:
         return f'it takes float32, bfloat16 and float16, not {q.dtype}'
     if h not in HEADS or d > 128:
         return f'it takes 2, 4 or 8 heads of up to 128 channels, not {h} of {d}'
-    if q.dtype == torch.float32 and h * d > WIDE_UP_TO and not interpreted():
-        return f'in float32 it takes up to {WIDE_UP_TO} channels in all heads, not {h} x {d}'
+    if q.dtype == torch.float32 and not takes_wide(h, d) and not interpreted():
+        return ('in float32 it takes 2 heads of up to 128 channels, 4 of up to 96, or 8 of up '
+                f'to 64, not {h} of {d}')
     return None
 
 
@@ -47,6 +48,16 @@ def _capability(device: torch.device) -> int:
         return 0
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def _ceil(a: int, b: int) -> int:
+    """a / b, rounded up. Triton's own function takes as long as a launch."""
+    return -(-a // b)
+
+
+def _power_of_2(d: int) -> int:
+    """The least from d up that a product can have."""
+    return max(1 << (d - 1).bit_length(), 16)
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -72,7 +83,7 @@ def _weight(q: Tensor, mix: Optional[Tensor], scale: float) -> Tensor:
 def _settings(kernel: str, q: Tensor, mix: Optional[Tensor]) -> dict:
     """What a kernel is compiled for. 96 channels are pieces of 64 and 32, and not of 128."""
     h, d = q.shape[1], q.shape[3]
-    D = max(triton.next_power_of_2(d), 16)
+    D = _power_of_2(d)
     D, D2 = (D // 2, D // 4) if D >= 64 and d <= D * 3 // 4 else (D, 0)
     wide = q.element_size() == 4
     return dict(
@@ -89,26 +100,11 @@ def _tf32() -> bool:
     return matmul.allow_tf32 if precision is None else precision == 'tf32'
 
 
-def _grid(tile: dict, B: int, h: int, N: int, M: int) -> Tuple[Tuple[int, int, int], int]:
-    """Programs over queries, keys, and images' groups of heads. How many keys each takes."""
-    rows, groups = triton.cdiv(N, tile['ROWS']), B * h // tile['G']
-    spans = triton.cdiv(PROGRAMS, rows * groups)
-    span = triton.cdiv(triton.cdiv(M, spans), tile['COLS']) * tile['COLS']
-    return (rows, triton.cdiv(M, span), groups), span
-
-
-def _product(a: Tensor, b: Tensor, out: Tensor, factor: float = 1., add: bool = False) -> None:
-    """``factor * a @ b`` of (b, h, n, .), in batches that cuBLAS takes without copies.
-
-    These are the heads of a single image, or the images of each head. ``add`` adds it to
-    ``out``, which may be float32 where a and b have 16 bits.
-    """
-    same = out.dtype == a.dtype
-    product = out if same else torch.empty_like(out, dtype=a.dtype)
-    for x, y, z in zip(*(x.unbind(0 if len(x) == 1 else 1) for x in (a, b, product))):
-        z.baddbmm_(x, y, beta=int(add and same), alpha=factor)
-    if not same:
-        out += product
+def _span(size: int, block: int, programs: int) -> int:
+    """How many of ``size`` keys or queries each program takes, in ``block`` at a time, so that
+    every multiprocessor has work where there are only ``programs`` for all of them."""
+    spans = _ceil(PROGRAMS, programs)
+    return _ceil(_ceil(size, spans), block) * block
 
 
 def _fake_forward(q, k, v, mix, scale, normalize, eps):
@@ -132,12 +128,10 @@ def triton_forward(
     q, k, v = (_tokens(x) for x in (q, k, v))
     settings = _settings('forward', q, mix)
     with torch.cuda.device_of(q):
-        kernels.forward_kernel[triton.cdiv(N, settings['ROWS']), h // settings['G'], B](
+        kernels.forward_kernel[_ceil(N, settings['ROWS']), h // settings['G'], B](
             q, k, v, _mean(v), weight, raw, squares, lse, N, M, q.stride(2), k.stride(2),
             v.stride(2), MIX=mix is not None, NORMALIZE=normalize, **settings)
-    r = squares.new_ones((B, h))
-    if normalize:
-        r = torch.rsqrt(squares.sum(-1) / (N * M) + eps)
+    r = torch.rsqrt(squares.sum(-1) / (N * M) + eps) if normalize else squares.new_ones((B, h))
     torch.mul(raw, r[..., None, None], out=out)
     return out, raw, squares, lse, r
 
@@ -155,41 +149,51 @@ def triton_backward(grad: Tensor, out: Tensor, raw: Tensor, squares: Tensor, lse
     (B, h, N, _), M, dtype = q.shape, k.shape[2], q.dtype
     if M == 1 or q.numel() == 0:
         return _trivial_gradients(grad, q, k, v, mix, normalize)
-    weight = _weight(q, mix, scale)
+    weight, mixed = _weight(q, mix, scale), dict(MIX=mix is not None)
     q, k, v, grad = (_tokens(x) for x in (q, k, v, grad))
-    L = triton.cdiv(M, 16) * 16  # aligned rows of the maps
+    L = _ceil(M, 16) * 16  # aligned rows of the maps
     images, rows = _chunk(B, N, h * L * q.element_size())
     maps = q.new_empty((2, images * h * rows * L))
     dq, dmix = empty_heads(q), r.new_zeros((h, h))
     pieces = rows < N  # of an image, whose dk and dv add up in float32
     dk, dv = (empty_heads(x, torch.float32 if pieces else None).zero_() for x in (k, v))
+    by_map, by_query, by_key = (_settings(name, q, mix) for name in ('map', 'query', 'key'))
     with torch.cuda.device_of(q):
         delta, slope = _row_sums(grad, raw, squares, r, v, M, normalize)
         for first, begin in itertools.product(range(0, B, images), range(0, N, rows)):
-            b, n = slice(first, min(first + images, B)), slice(begin, min(begin + rows, N))
-            shape = b.stop - first, h, n.stop - begin, L
-            c, dt = (x[:math.prod(shape)].view(shape) for x in maps)
-            chunk = N, M, first, begin, n.stop, L
-            settings = _settings('map', q, mix)
-            grid, span = _grid(settings, *shape[:3], M)
-            kernels.map_kernel[grid](
+            b, end = slice(first, min(first + images, B)), min(begin + rows, N)
+            heads = (b.stop - first) * h
+            c, dt = maps[:, :heads * (end - begin) * L]
+            chunk = N, M, first, begin, end, L
+            blocks, groups = _ceil(end - begin, by_map['ROWS']), heads // by_map['G']
+            span = _span(M, by_map['COLS'], blocks * groups)
+            kernels.map_kernel[blocks, _ceil(M, span), groups](
                 q, k, v, grad, weight, lse, delta, r, slope, c, dt, *chunk, span, q.stride(2),
-                k.stride(2), v.stride(2), grad.stride(2), MIX=mix is not None,
-                NORMALIZE=normalize, **settings)
-            _product(c[..., :M].mT, grad[b, :, n], dv[b], 1 if normalize else 1 / M, add=pieces)
-            ds = dt
+                k.stride(2), v.stride(2), grad.stride(2), NORMALIZE=normalize, **mixed, **by_map)
+            _add_keys(dv[b], c, grad, chunk, 1 if normalize else 1 / M, by_key)
+            ds = c  # its memory
+            blocks = _ceil(end - begin, by_query['ROWS'])
+            parts = r.new_empty((heads // h * blocks, h, h))
+            kernels.query_kernel[blocks, heads](
+                q, k, weight, dt, ds, dq, parts, *chunk, q.stride(2), k.stride(2), **mixed,
+                **by_query)
             if mix is not None:
-                ds = c  # its memory
-                settings = _settings('unmix', q, mix)
-                grid, span = _grid(settings, *shape[:3], M)
-                parts = r.new_empty((shape[0] * grid[0] * grid[1], h, h))
-                kernels.unmix_kernel[grid](q, k, weight, dt, ds, parts, *chunk, span,
-                                           q.stride(2), k.stride(2), **settings)
                 dmix += parts.sum(0)
-            _product(ds[..., :M], k[b], dq[b, :, n])
-            _product(ds[..., :M].mT, q[b, :, n], dk[b], add=pieces)
+            _add_keys(dk[b], ds, q, chunk, 1, by_key)
     dmix = r.new_empty(0) if mix is None else (scale * LOG2_E * dmix.t()).to(mix.dtype)
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dmix
+
+
+def _add_keys(out: Tensor, maps: Tensor, x: Tensor, chunk: tuple, factor: float,
+              settings: dict) -> None:
+    """Add ``factor`` times the chunk's map^T x to ``out``, (b, h, M, d) of its images."""
+    (b, h, M, d), (_, _, _, begin, end, _) = out.shape, chunk
+    blocks = _ceil(M, settings['ROWS'])
+    span = _span(end - begin, settings['COLS'], blocks * b * h)
+    parts = out.new_empty((_ceil(end - begin, span), b, M, h, d), dtype=torch.float32)
+    kernels.key_kernel[blocks, len(parts), b * h](
+        maps, x, parts, *chunk, span, x.stride(2), **settings)
+    out.add_(parts.sum(0).transpose(1, 2), alpha=factor)
 
 
 def _trivial_gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor],
@@ -210,9 +214,9 @@ def _row_sums(grad: Tensor, raw: Tensor, squares: Tensor, r: Tensor, v: Tensor, 
     """Row sums of P dP (B, h, N), and e / r (B, h), where dP = r (dO v^T + e / r C)."""
     (B, h, N, d), rows = grad.shape, 32
     along, delta = (torch.empty_like(squares) for _ in range(2))
-    kernels.rows_kernel[triton.cdiv(N, rows), h, B](
+    kernels.rows_kernel[_ceil(N, rows), h, B](
         grad, raw, _mean(v), along, delta, N, grad.stride(2), h=h, d=d,
-        D=triton.next_power_of_2(d), NORMALIZE=normalize, ROWS=rows)
+        D=_power_of_2(d), NORMALIZE=normalize, ROWS=rows)
     if not normalize:
         return along, r
     slope = along.sum(-1) * r.square() / -(N * M)
@@ -223,7 +227,7 @@ def _chunk(B: int, N: int, row: int) -> Tuple[int, int]:
     """How many images, and queries of each, if a query takes ``row`` bytes of a map."""
     queries = max(CHUNK // (2 * row), 1)
     if queries < N:
-        return 1, max(queries - queries % 128, 128)
+        return 1, _ceil(_ceil(N, _ceil(N, queries)), 128) * 128
     return min(queries // N, B, 2**12), N  # a grid has up to 2**16 groups of heads
 
 

@@ -55,6 +55,35 @@ def product(a, b, D2: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def empty_sums(ROWS: tl.constexpr, D: tl.constexpr, D2: tl.constexpr):
+    """Zeros for d channels of tokens, (n, D), or (n, D) and (n, D2)."""
+    sums = (tl.zeros((ROWS, D), tl.float32), )
+    if D2 > 0:
+        sums = sums + (tl.zeros((ROWS, D2), tl.float32), )
+    return sums
+
+
+@triton.jit
+def add_product(sums, a, b, D2: tl.constexpr, PRECISION: tl.constexpr):
+    """sums + a b of (n, m) and a head of m tokens."""
+    out = (tl.dot(a, b[0], acc=sums[0], input_precision=PRECISION), )
+    if D2 > 0:
+        out = out + (tl.dot(a, b[1], acc=sums[1], input_precision=PRECISION), )
+    return out
+
+
+@triton.jit
+def store_head(x, sums, n, end, h: tl.constexpr, d: tl.constexpr, D: tl.constexpr,
+               D2: tl.constexpr):
+    """Write the d channels of tokens n of contiguous (N, h, d)."""
+    for part in tl.static_range(2 if D2 > 0 else 1):
+        c = part * D + tl.arange(0, D2 if part > 0 else D)
+        inside = (n[:, None] < end) & (c[None, :] < d)
+        tl.store(x + n[:, None] * h * d + c[None, :], sums[part].to(x.dtype.element_ty),
+                 mask=inside)
+
+
+@triton.jit
 def mixed_scores(t, qs, k, weight, m, M, k_stride, SOURCES: tl.constexpr, h: tl.constexpr,
                  d: tl.constexpr, D: tl.constexpr, D2: tl.constexpr, G: tl.constexpr,
                  PRECISION: tl.constexpr, AGAIN: tl.constexpr):
@@ -100,10 +129,7 @@ def forward_kernel(q, k, v, mean, weight, raw, squares, lse, N, M, q_stride, k_s
         totals = totals + (tl.zeros((ROWS, ), tl.float32), )
         levels = levels + (tl.zeros((ROWS, ), tl.float32), )
         sums = sums + (tl.zeros((ROWS, ), tl.float32), )
-        acc = (tl.zeros((ROWS, D), tl.float32), )
-        if D2 > 0:
-            acc = acc + (tl.zeros((ROWS, D2), tl.float32), )
-        accs = accs + (acc, )
+        accs = accs + (empty_sums(ROWS, D, D2), )
     share = 1. / tl.minimum(M, COLS)
     for start in range(0, M, COLS):
         m = start + tl.arange(0, COLS)
@@ -128,16 +154,14 @@ def forward_kernel(q, k, v, mean, weight, raw, squares, lse, N, M, q_stride, k_s
             rest = p - level[:, None] * valid[None, :]
             v_j = load_head(v + j * d, m, M, v_stride, d, D, D2)
             small = rest.to(v_j[0].dtype)
-            acc = (tl.dot(small, v_j[0], acc=accs[j][0] * shrink[:, None],
-                          input_precision=PRECISION), )
+            acc = (accs[j][0] * shrink[:, None], )
             if D2 > 0:
-                acc = acc + (tl.dot(small, v_j[1], acc=accs[j][1] * shrink[:, None],
-                                    input_precision=PRECISION), )
+                acc = acc + (accs[j][1] * shrink[:, None], )
             new_tops = new_tops + (top, )
             new_totals = new_totals + (total, )
             new_levels = new_levels + (level, )
             new_sums = new_sums + (sums[j] * shrink * shrink + tl.sum(rest * rest, 1), )
-            new_accs = new_accs + (acc, )
+            new_accs = new_accs + (add_product(acc, small, v_j, D2, PRECISION), )
         tops = new_tops
         totals = new_totals
         levels = new_levels
@@ -189,7 +213,7 @@ def map_kernel(q, k, v, grad, weight, lse, delta, r, slope, c, dt, N, M, image, 
     """r C_i (M P_i unless NORMALIZE) and dT_i of G heads and SPAN columns.
 
     These factors bring C, which float16 could not tell from zero, to the order of one. dT comes
-    times log(2), because weight is times log2(e). Without MIX, dT comes times its only weight.
+    times log(2), because weight is times log2(e).
     """
     SOURCES: tl.constexpr = h if MIX else 1
     groups: tl.constexpr = h // G
@@ -228,12 +252,9 @@ def map_kernel(q, k, v, grad, weight, lse, delta, r, slope, c, dt, N, M, image, 
                 dp += tl.load(slope + head) * LOG_2 * scaled
             else:
                 scaled = p * M
-            dt_j = p * dp
-            if not MIX:
-                dt_j *= tl.load(weight)
             skip = (of_chunk * h + i + j) * size
             tl.store(c + skip + place, scaled.to(c.dtype.element_ty), mask=inside)
-            tl.store(dt + skip + place, dt_j.to(dt.dtype.element_ty), mask=inside)
+            tl.store(dt + skip + place, (p * dp).to(dt.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -248,49 +269,77 @@ def fold(x, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def unmix_kernel(q, k, weight, dt, ds, dmix, N, M, image, begin, end, L, SPAN, q_stride,
-                 k_stride, h: tl.constexpr, d: tl.constexpr, D: tl.constexpr, D2: tl.constexpr,
-                 PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-                 G: tl.constexpr):
-    """dS_g = sum_i W[i,g] dT_i of G heads g, and the program's part of sum(dT_i q_g k_g^T).
+def query_kernel(q, k, weight, dt, ds, dq, dmix, N, M, image, begin, end, L, q_stride, k_stride,
+                 h: tl.constexpr, d: tl.constexpr, D: tl.constexpr, D2: tl.constexpr,
+                 MIX: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
+                 COLS: tl.constexpr):
+    """dS_g = sum_i W[i,g] dT_i of a head, dq_g, and the program's part of sum(dT_i q_g k_g^T).
 
     dmix is [g, i], to be multiplied by scale log2(e).
     """
-    groups: tl.constexpr = h // G
-    of_chunk = (tl.program_id(2) // groups).to(tl.int64)
+    SOURCES: tl.constexpr = h if MIX else 1
+    of_chunk = (tl.program_id(1) // h).to(tl.int64)
     b = image + of_chunk
-    first = tl.program_id(2) % groups * G
+    g = tl.program_id(1) % h
+    first = 0 if MIX else g
     n = begin + tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    qs = load_heads(q + b * N * q_stride + first * d, n, end, q_stride, G, d, D, D2)
-    k += b * M * k_stride + first * d
-    weight += first
-    sums = ()
-    for _ in tl.static_range(h * G):
-        sums = sums + (tl.zeros((ROWS // 16, 8, 4), tl.float32), )
+    q_g = load_head(q + b * N * q_stride + g * d, n, end, q_stride, d, D, D2)
+    k += b * M * k_stride + g * d
+    weight += first * h + g
     size = (end - begin).to(tl.int64) * L
-    span = tl.program_id(1) * SPAN
-    for start in range(span, tl.minimum(span + SPAN, M), COLS):
+    dt += (of_chunk * h + first) * size
+    ds += (of_chunk * h + g) * size
+    acc = empty_sums(ROWS, D, D2)
+    sums = ()
+    for _ in tl.static_range(SOURCES):
+        sums = sums + (tl.zeros((ROWS // 16, 8, 4), tl.float32), )
+    for start in range(0, M, COLS):
         m = start + tl.arange(0, COLS)
         inside = (n[:, None] < end) & (m[None, :] < L)
         place = (n[:, None] - begin) * L + m[None, :]
-        dts = ()
-        for i in tl.static_range(h):
-            dts = dts + (tl.load(dt + (of_chunk * h + i) * size + place, mask=inside,
-                                  other=0.), )
+        k_g = load_head(k, m, M, k_stride, d, D, D2)
+        if MIX:
+            scores = product(q_g, k_g, D2, PRECISION)
+        ds_g = tl.zeros((ROWS, COLS), tl.float32)
         new_sums = ()
-        for j in tl.static_range(G):
-            k_j = load_head(k + j * d, m, M, k_stride, d, D, D2)
-            scores = product(qs[j], k_j, D2, PRECISION)
-            ds_j = tl.zeros((ROWS, COLS), tl.float32)
-            for i in tl.static_range(h):
-                dt_i = dts[i].to(tl.float32)
-                ds_j += tl.load(weight + i * h + j) * dt_i
-                new_sums = new_sums + (sums[j * h + i] + fold(dt_i * scores, ROWS, COLS), )
-            tl.store(ds + (of_chunk * h + first + j) * size + place,
-                     ds_j.to(ds.dtype.element_ty), mask=inside)
-        sums = new_sums
-    part = of_chunk * tl.num_programs(1) + tl.program_id(1)
-    part = part * tl.num_programs(0) + tl.program_id(0)
-    for j in tl.static_range(G * h):
-        tl.store(dmix + (part * h + first) * h + j, tl.sum(tl.ravel(sums[j]), 0))
+        for i in tl.static_range(SOURCES):
+            dt_i = tl.load(dt + i * size + place, mask=inside, other=0.).to(tl.float32)
+            ds_g += tl.load(weight + i * h) * dt_i
+            if MIX:
+                new_sums = new_sums + (sums[i] + fold(dt_i * scores, ROWS, COLS), )
+        small = ds_g.to(ds.dtype.element_ty)
+        tl.store(ds + place, small, mask=inside)
+        acc = add_product(acc, small, k_g, D2, PRECISION)
+        if MIX:
+            sums = new_sums
+    store_head(dq + b * N * h * d + g * d, acc, n, end, h, d, D, D2)
+    if MIX:
+        part = (of_chunk * tl.num_programs(0) + tl.program_id(0)) * h + g
+        for i in tl.static_range(h):
+            tl.store(dmix + part * h + i, tl.sum(tl.ravel(sums[i]), 0))
 
+
+@triton.jit(do_not_specialize=SIZES)
+def key_kernel(maps, x, out, N, M, image, begin, end, L, SPAN, x_stride, h: tl.constexpr,
+               d: tl.constexpr, D: tl.constexpr, D2: tl.constexpr, PRECISION: tl.constexpr,
+               ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Sums of SPAN queries: map^T x for a head, where map is r C or dS, and x is dO or q.
+
+    ROWS are keys here. out has (M, h, d) for each span and image of the chunk.
+    """
+    of_chunk = (tl.program_id(2) // h).to(tl.int64)
+    i = tl.program_id(2) % h
+    m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    maps += (of_chunk * h + i) * (end - begin) * L
+    x += (image + of_chunk) * N * x_stride + i * d
+    acc = empty_sums(ROWS, D, D2)
+    span = begin + tl.program_id(1) * SPAN
+    for start in range(span, tl.minimum(span + SPAN, end), COLS):
+        n = start + tl.arange(0, COLS)
+        inside = (n[:, None] < end) & (m[None, :] < L)
+        p = tl.load(maps + (n[:, None] - begin) * L + m[None, :], mask=inside, other=0.)
+        x_i = load_head(x, n, end, x_stride, d, D, D2)
+        acc = add_product(acc, tl.trans(p), x_i, D2, PRECISION)
+    images = tl.num_programs(2) // h
+    part = tl.program_id(1) * images + of_chunk
+    store_head(out + part * M * h * d + i * d, acc, m, M, h, d, D, D2)
