@@ -80,6 +80,8 @@ def errors(got, want):
 @pytest.mark.parametrize('dtype', [torch.float32, *HALVES])
 def test_is_no_further_off_than_twice_the_reference(shape, dtype, backend):
     inputs = [x.detach().to(DEVICE, dtype) for x in draw(*shape)]
+    if backend == 'triton' and fused.why_not(inputs[0]):
+        pytest.skip(fused.why_not(inputs[0]))  # on a GPU, in float32
     want = results(published, [x.double() for x in inputs])
     got = results(emsa_attention, inputs, backend=backend)
     reference = results(emsa_attention, inputs, backend='reference')
@@ -105,12 +107,12 @@ def test_any_strides(backend, dtype):
     ]
     bounds = dict() if dtype == torch.double else dict(rtol=1e-4, atol=1e-4)
     for got, want in zip(results(emsa_attention, strange, backend=backend),
-                         results(published, [x.contiguous() for x in strange])):
-        assert_close(got, want, **bounds)
+                         results(published, [x.double() for x in strange])):
+        assert_close(got, want.to(dtype), **bounds)
     # The incoming gradient may have any strides too, here 0.
     v = inputs[2].requires_grad_()
     got, want = (torch.autograd.grad(out.sum(), v)[0] for out in (
-        emsa_attention(*inputs, backend=backend), published(*inputs)))
+        emsa_attention(*inputs, backend=backend), published(*(x.double() for x in inputs))))
     assert_close(got, want, **bounds)
 
 
@@ -342,14 +344,14 @@ def test_autocast(backend, dtype):
     """No further off than twice the reference. Some gradients, as of the key's bias, are
     zero except for rounding. On a CPU, the depth-wise convolution stays in float32."""
     torch.manual_seed(0)
-    module, types = EMSA(32, 4, 2), []
+    module, types = EMSA(32, 4, 2).to(DEVICE), []
     module.sr.register_forward_hook(lambda module, args, out: types.append(out.dtype))
-    x = torch.randn(2, 48, 32)
+    x = torch.randn(2, 48, 32, device=DEVICE)
 
     def run(backend, enabled=True):
         module.backend = backend
         module.zero_grad()
-        with torch.autocast('cpu', dtype=dtype, enabled=enabled):
+        with torch.autocast(DEVICE, dtype=dtype, enabled=enabled):
             out = module(x, (6, 8))
         assert out.dtype == (dtype if enabled else torch.float32)
         out.float().square().sum().backward()
@@ -360,7 +362,7 @@ def test_autocast(backend, dtype):
     for got, allowed, exact in zip(run(backend), reference, want):
         for off, bound in zip(errors(got, exact.double()), errors(allowed, exact.double())):
             assert off <= max(2 * bound, 1e-5)
-    assert types == [torch.float32] * 3
+    assert types == [torch.float32, *[torch.float32 if DEVICE == 'cpu' else dtype] * 2]
 
 
 def test_every_parameter_gets_a_gradient():

@@ -15,10 +15,12 @@ from .library import EMSAFunction, empty_heads, opaque
 # and threads. The number of rows is a multiple of ROWS, the length of a vector register.
 # Many keys would leave so few rows that fetching k and v for each block costs more than a block
 # beyond the cache: there are LEAST rows for each thread at least, within 4 MOST elements.
+# A GPU needs more to be busy: ON_GPU over all heads and images.
 BLOCK = 2**18
 MOST = 2**21
 ROWS = 16
 LEAST = 64
+ON_GPU = 2**24
 
 
 def _fake_forward(q, k, v, mix, scale, normalize, eps):
@@ -153,7 +155,8 @@ def _blocks(out: Tensor, k: Tensor, v: Tensor,
     """
     (B, h, N, _), M = out.shape, k.shape[2]
     threads = 1 if out.is_cuda else _threads()
-    elements = max(min(h * threads * BLOCK, MOST), min(h * threads * LEAST * M, 4 * MOST))
+    elements = ON_GPU if out.is_cuda else max(
+        min(h * threads * BLOCK, MOST), min(h * threads * LEAST * M, 4 * MOST))
     images = max(min(elements // max(h * N * M, 1), B), 1)
     images = images - images % threads or images  # the same number for each thread
     rows = max(N, 1)

@@ -1,5 +1,4 @@
 """EMSA's attention as fused CUDA kernels, forward and backward. README.md derives them."""
-import itertools
 import math
 from typing import Optional, Tuple
 
@@ -13,7 +12,7 @@ from .tiles import HEADS, takes_wide, tile
 
 # Bytes of the two maps of a chunk in backward, and a number of programs that keeps every
 # multiprocessor busy.
-CHUNK = 2**26
+CHUNK = 2**27
 PROGRAMS = 512
 LOG2_E = math.log2(math.e)
 
@@ -36,6 +35,7 @@ def why_not(q: Tensor) -> Optional[str]:
     return None
 
 
+@torch.compiler.assume_constant_result
 def interpreted() -> bool:
     """Whether TRITON_INTERPRET=1 runs the kernels on a CPU, slowly, for tests."""
     return not isinstance(kernels.forward_kernel, triton.runtime.JITFunction)
@@ -146,54 +146,48 @@ def triton_backward(grad: Tensor, out: Tensor, raw: Tensor, squares: Tensor, lse
                     r: Tensor, q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor],
                     scale: float, normalize: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and mix (empty without mix)."""
-    (B, h, N, _), M, dtype = q.shape, k.shape[2], q.dtype
+    (B, h, N, d), M, dtype = q.shape, k.shape[2], q.dtype
     if M == 1 or q.numel() == 0:
         return _trivial_gradients(grad, q, k, v, mix, normalize)
-    weight, mixed = _weight(q, mix, scale), dict(MIX=mix is not None)
+    weight, mixed = _weight(q, mix, scale), mix is not None
     q, k, v, grad = (_tokens(x) for x in (q, k, v, grad))
     L = _ceil(M, 16) * 16  # aligned rows of the maps
     images, rows = _chunk(B, N, h * L * q.element_size())
     maps = q.new_empty((2, images * h * rows * L))
-    dq, dmix = empty_heads(q), r.new_zeros((h, h))
-    pieces = rows < N  # of an image, whose dk and dv add up in float32
-    dk, dv = (empty_heads(x, torch.float32 if pieces else None).zero_() for x in (k, v))
+    dq, dk, dv = empty_heads(q), empty_heads(k), empty_heads(v)
     by_map, by_query, by_key = (_settings(name, q, mix) for name in ('map', 'query', 'key'))
+    blocks = _ceil(rows, by_query['ROWS'])
+    dmixes = r.new_zeros((images * blocks if mixed else 0, h, h))
     with torch.cuda.device_of(q):
         delta, slope = _row_sums(grad, raw, squares, r, v, M, normalize)
-        for first, begin in itertools.product(range(0, B, images), range(0, N, rows)):
-            b, end = slice(first, min(first + images, B)), min(begin + rows, N)
+        for first in range(0, B, images):
+            b = slice(first, min(first + images, B))
             heads = (b.stop - first) * h
-            c, dt = maps[:, :heads * (end - begin) * L]
-            chunk = N, M, first, begin, end, L
-            blocks, groups = _ceil(end - begin, by_map['ROWS']), heads // by_map['G']
-            span = _span(M, by_map['COLS'], blocks * groups)
-            kernels.map_kernel[blocks, _ceil(M, span), groups](
-                q, k, v, grad, weight, lse, delta, r, slope, c, dt, *chunk, span, q.stride(2),
-                k.stride(2), v.stride(2), grad.stride(2), NORMALIZE=normalize, **mixed, **by_map)
-            _add_keys(dv[b], c, grad, chunk, 1 if normalize else 1 / M, by_key)
-            ds = c  # its memory
-            blocks = _ceil(end - begin, by_query['ROWS'])
-            parts = r.new_empty((heads // h * blocks, h, h))
-            kernels.query_kernel[blocks, heads](
-                q, k, weight, dt, ds, dq, parts, *chunk, q.stride(2), k.stride(2), **mixed,
-                **by_query)
-            if mix is not None:
-                dmix += parts.sum(0)
-            _add_keys(dk[b], ds, q, chunk, 1, by_key)
-    dmix = r.new_empty(0) if mix is None else (scale * LOG2_E * dmix.t()).to(mix.dtype)
+            span = _span(rows, by_key['COLS'], _ceil(M, by_key['ROWS']) * heads)
+            sums = r.new_zeros((2, _ceil(rows, span), heads // h, M, h, d))  # of dv and dk
+            by_keys = _ceil(M, by_key['ROWS']), sums.shape[1], heads
+            for begin in range(0, N, rows):
+                end = min(begin + rows, N)
+                chunk = N, M, first, begin, end, L
+                c, dt = maps[:, :heads * (end - begin) * L]
+                by_rows, groups = _ceil(end - begin, by_map['ROWS']), heads // by_map['G']
+                keys = _span(M, by_map['COLS'], by_rows * groups)
+                kernels.map_kernel[by_rows, _ceil(M, keys), groups](
+                    q, k, v, grad, weight, lse, delta, r, slope, c, dt, *chunk, keys, q.stride(2),
+                    k.stride(2), v.stride(2), grad.stride(2), MIX=mixed, NORMALIZE=normalize,
+                    **by_map)
+                kernels.key_kernel[by_keys](
+                    c, grad, sums[0], *chunk, span, grad.stride(2), **by_key)
+                ds = c  # its memory
+                kernels.query_kernel[blocks, heads](
+                    q, k, weight, dt, ds, dq, dmixes, *chunk, q.stride(2), k.stride(2),
+                    MIX=mixed, **by_query)
+                kernels.key_kernel[by_keys](ds, q, sums[1], *chunk, span, q.stride(2), **by_key)
+            dv_sum, dk_sum = sums.sum(1).transpose(2, 3)  # (b, h, M, d)
+            torch.mul(dv_sum, 1 if normalize else 1 / M, out=dv[b])
+            dk[b].copy_(dk_sum)
+    dmix = r.new_empty(0) if mix is None else (scale * LOG2_E * dmixes.sum(0)).to(mix.dtype)
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dmix
-
-
-def _add_keys(out: Tensor, maps: Tensor, x: Tensor, chunk: tuple, factor: float,
-              settings: dict) -> None:
-    """Add ``factor`` times the chunk's map^T x to ``out``, (b, h, M, d) of its images."""
-    (b, h, M, d), (_, _, _, begin, end, _) = out.shape, chunk
-    blocks = _ceil(M, settings['ROWS'])
-    span = _span(end - begin, settings['COLS'], blocks * b * h)
-    parts = out.new_empty((_ceil(end - begin, span), b, M, h, d), dtype=torch.float32)
-    kernels.key_kernel[blocks, len(parts), b * h](
-        maps, x, parts, *chunk, span, x.stride(2), **settings)
-    out.add_(parts.sum(0).transpose(1, 2), alpha=factor)
 
 
 def _trivial_gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor],

@@ -273,9 +273,9 @@ def query_kernel(q, k, weight, dt, ds, dq, dmix, N, M, image, begin, end, L, q_s
                  h: tl.constexpr, d: tl.constexpr, D: tl.constexpr, D2: tl.constexpr,
                  MIX: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
                  COLS: tl.constexpr):
-    """dS_g = sum_i W[i,g] dT_i of a head, dq_g, and the program's part of sum(dT_i q_g k_g^T).
+    """dS_g = sum_i W[i,g] dT_i of a head, dq_g, and what is added to sum(dT_i q_g k_g^T).
 
-    dmix is [g, i], to be multiplied by scale log2(e).
+    Each program has a dmix (h, h) of its own image and queries, without scale log2(e).
     """
     SOURCES: tl.constexpr = h if MIX else 1
     of_chunk = (tl.program_id(1) // h).to(tl.int64)
@@ -314,16 +314,17 @@ def query_kernel(q, k, weight, dt, ds, dq, dmix, N, M, image, begin, end, L, q_s
             sums = new_sums
     store_head(dq + b * N * h * d + g * d, acc, n, end, h, d, D, D2)
     if MIX:
-        part = (of_chunk * tl.num_programs(0) + tl.program_id(0)) * h + g
+        dmix += (of_chunk * tl.num_programs(0) + tl.program_id(0)) * h * h + g
         for i in tl.static_range(h):
-            tl.store(dmix + part * h + i, tl.sum(tl.ravel(sums[i]), 0))
+            before = tl.load(dmix + i * h)
+            tl.store(dmix + i * h, before + tl.sum(tl.ravel(sums[i]), 0))
 
 
 @triton.jit(do_not_specialize=SIZES)
 def key_kernel(maps, x, out, N, M, image, begin, end, L, SPAN, x_stride, h: tl.constexpr,
                d: tl.constexpr, D: tl.constexpr, D2: tl.constexpr, PRECISION: tl.constexpr,
                ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Sums of SPAN queries: map^T x for a head, where map is r C or dS, and x is dO or q.
+    """Adds map^T x of a head, over SPAN queries, where map is r C or dS, and x is dO or q.
 
     ROWS are keys here. out has (M, h, d) for each span and image of the chunk.
     """
@@ -332,7 +333,9 @@ def key_kernel(maps, x, out, N, M, image, begin, end, L, SPAN, x_stride, h: tl.c
     m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     maps += (of_chunk * h + i) * (end - begin) * L
     x += (image + of_chunk) * N * x_stride + i * d
-    acc = empty_sums(ROWS, D, D2)
+    images = tl.num_programs(2) // h
+    out += (tl.program_id(1) * images + of_chunk) * M * h * d + i * d
+    acc = load_head(out, m, M, h * d, d, D, D2)
     span = begin + tl.program_id(1) * SPAN
     for start in range(span, tl.minimum(span + SPAN, end), COLS):
         n = start + tl.arange(0, COLS)
@@ -340,6 +343,4 @@ def key_kernel(maps, x, out, N, M, image, begin, end, L, SPAN, x_stride, h: tl.c
         p = tl.load(maps + (n[:, None] - begin) * L + m[None, :], mask=inside, other=0.)
         x_i = load_head(x, n, end, x_stride, d, D, D2)
         acc = add_product(acc, tl.trans(p), x_i, D2, PRECISION)
-    images = tl.num_programs(2) // h
-    part = tl.program_id(1) * images + of_chunk
-    store_head(out + part * M * h * d + i * d, acc, m, M, h, d, D, D2)
+    store_head(out, acc, m, M, h, d, D, D2)

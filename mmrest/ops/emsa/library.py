@@ -71,7 +71,9 @@ class EMSAFunction(torch.autograd.Function):
         out, *statistics = forward(q, k, v, mix, scale, normalize, eps)
         ctx.save_for_backward(out, *statistics, q, k, v, mix, bias)
         ctx.compute_gradients, ctx.scale, ctx.normalize = backward, scale, normalize
-        return out.to(v.dtype)
+        # Dynamo of torch 2.11 takes ``out.to(out.dtype)`` for another tensor, and its gradient
+        # for zero.
+        return out if out.dtype == v.dtype else out.to(v.dtype)
 
     @staticmethod
     @once_differentiable

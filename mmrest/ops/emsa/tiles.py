@@ -33,7 +33,7 @@ TILES = {
     },
     89: {
         (2, 64): ((128, 64, 2, 2), (128, 32, 2, 2)),
-        (2, 96): ((128, 64, 2, 2), (64, 32, 2, 2)),
+        (2, 96): ((128, 32, 2, 2), (64, 32, 2, 2)),
         (2, 128): ((128, 32, 2, 2), (64, 16, 2, 2)),
         (4, 64): ((128, 32, 2, 2), (64, 16, 4, 2)),
         (4, 96): ((64, 32, 2, 2), (64, 16, 2, 2)),
@@ -50,7 +50,7 @@ TILES = {
         (4, 96): ((128, 32, 2, 3), (128, 32, 2, 2)),
         (4, 128): ((128, 32, 2, 2), (64, 16, 4, 2)),
         (8, 64): ((64, 32, 2, 3), (64, 32, 2, 3)),
-        (8, 96): ((64, 32, 1, 2), (64, 16, 2, 3)),
+        (8, 96): ((64, 16, 2, 3), (64, 16, 2, 3)),
         (8, 128): ((32, 16, 2, 2), (64, 16, 2, 1)),
     },
 }
@@ -73,13 +73,13 @@ def tile(kernel: str, capability: int, h: int, d: int, wide: bool) -> dict:
         d (int): Channels of a head.
         wide (bool): Whether they have 32 bits.
     """
-    groups = {}
+    groups, stages = {}, 3 if capability == 90 else 2
     if capability == 0:
         rows, cols, stages, groups = 512, 64, 1, dict(G=h)
     elif kernel == 'query':
-        rows, cols, stages = (32 if d <= 64 else 16, 16, 2) if wide else (64, 32, 2)
+        rows, cols, stages = (32 if d <= 64 else 16, 16, 2) if wide else (64, 32, stages)
     elif kernel == 'key':
-        rows, cols, stages = (64, 16, 2) if wide else (64, 64, 2)
+        rows, cols, stages = (64, 16, 2) if wide else (64, 64, stages)
     else:
         tiles = WIDE if wide else {**ONE_HEAD, **TILES.get(capability, TILES[89])}
         most = min(most for heads, most in tiles if heads == h and most >= d)
