@@ -89,17 +89,18 @@ def machines(rows):
 
 
 def goals(plan, found):
-    """Each goal on each kind of device that was measured."""
+    """Each goal on each kind of device where it was measured."""
     lines = [line('goal', 'on', 'ours', 'theirs', 'ratio', ''), '|---' * 6 + '|']
     for device, name in DEVICE.items():
-        if any(row['device'] == device for case in found.values() for row in case.values()):
-            lines += [line(goal, name, *compare(plan, found, device, *what))
-                      for goal, *what in GOALS]
+        for goal, *what in GOALS:
+            cells = compare(plan, found, device, *what)
+            lines += [line(goal, name, *cells)] if cells else []
     return lines
 
 
 def compare(plan, found, device, kind, metric, ours, theirs):
-    """Both medians, their ratio and the verdict, from the first group that has both models."""
+    """Both medians, their ratio and the verdict, from the first group that has both models, or
+    None."""
     for selection, groups in plan.items():
         for case in (group.case for group in groups):
             if (case['kind'], case['device'], case['height']) != (kind, device, 800):
@@ -115,7 +116,7 @@ def compare(plan, found, device, kind, metric, ours, theirs):
                 verdict += '; the spreads overlap'
             show = seconds if metric == 'seconds' else megabytes
             return show(a['median']), show(b['median']), f'{share:.2f}', verdict
-    return '', '', '', 'not measured'
+    return None
 
 
 def of_kind(kind, plan, found):
@@ -157,17 +158,18 @@ def table_of(selection, groups, found):
         return []
     lines = [line('model', *(title for title, _ in columns)), '|---' * (len(columns) + 1) + '|']
     blanks = [''] * (len(columns) - 1)
+    missing = [model for model in models if not metrics[model]]
     for model in models:
         failed = [row for (metric, _), row in metrics[model].items() if not metric]
         if len(metrics[model]) > len(failed):
             lines.append(line(model, *(
                 show(metrics[model], metrics[models[0]]) for _, show in columns)))
-        elif not failed:
-            lines.append(line(model, 'not measured', *blanks))
         for row in failed:
             status = row['status'].replace('|', '/')
             lines.append(line(
                 model, f"failed at {row['height']}x{row['width']}: {status}", *blanks))
+    if missing:
+        lines += ['', f"Not measured: {'; '.join(missing)}."]
     return lines
 
 
@@ -293,12 +295,14 @@ STYLES = {'ResT': 'C0o', 'ResTv2': 'C5P', 'PVT': 'C1s', 'PVTv2': 'C2D', 'Swin': 
 
 
 def draw(rows):
-    """The chart as a PNG file: time and memory by parameters and by the side of an image."""
+    """The chart as a PNG file: time and memory by parameters and by the side of an image, on
+    each kind of device where both were measured."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     found = by_case(rows)
-    devices = [device for device in DEVICE if device in {row['device'] for row in rows}]
+    devices = [device for device in DEVICE
+               if (device, 'growth') in {(row['device'], row['kind']) for row in rows}]
     figure, axes = plt.subplots(2 * len(devices), 3, figsize=(13, 7.5 * len(devices)),
                                 constrained_layout=True, squeeze=False)
     panels = [(device, metric, kind) for device in devices for metric in ('seconds', 'bytes')
