@@ -25,8 +25,8 @@ def pair(arch):
 def check(device='cpu', sizes=SIZES):
     """Compare features and the image's gradient, in float64, on a GPU in float32 too.
 
-    Triton's kernels take float32, but not float64. Convolutions in TF32, PyTorch's default, would
-    differ by more than is allowed here.
+    Triton's kernels take float32, but not float64. Convolutions in TF32, PyTorch's default,
+    would differ by more than is allowed here.
 
     Returns:
         float: Largest float64 difference, relative to the largest value.

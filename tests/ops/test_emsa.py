@@ -173,6 +173,14 @@ def test_blocks_of_long_keys_have_64_rows_a_thread(h, M, threads, rows, monkeypa
     assert maps[0].numel() == h * rows * M
 
 
+def test_blocks_on_a_gpu_have_16_million_elements(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, 'is_cuda', True)
+    out, k = torch.empty(1, 2, 10000, 1), torch.empty(1, 2, 1050, 1)
+    block, _, _, maps = next(chunked._blocks(out, k, k, maps=1))
+    assert block.n == slice(0, 7984)
+    assert maps[0].numel() == 2 * 7984 * 1050 <= 2**24
+
+
 @pytest.fixture
 def bfloat16_products(monkeypatch):
     """The types of products' factors, with products of bfloat16 whatever this CPU has."""

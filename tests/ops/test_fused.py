@@ -162,10 +162,10 @@ def test_auto_takes_the_kernels_where_they_can_run(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
     monkeypatch.setattr(fused, 'interpreted', lambda: False)
     monkeypatch.delenv('MMREST_ATTENTION_BACKEND', raising=False)
-    for h, d, dtype, want in [(2, 128, torch.float32, 'triton'), (8, 64, torch.float32, 'triton'),
-                              (8, 96, torch.bfloat16, 'triton'), (8, 96, torch.float32, 'chunked'),
-                              (4, 129, torch.bfloat16, 'chunked'),
-                              (6, 64, torch.bfloat16, 'chunked')]:
+    cases = [(2, 128, torch.float32, 'triton'), (8, 64, torch.float32, 'triton'),
+             (8, 96, torch.bfloat16, 'triton'), (8, 96, torch.float32, 'chunked'),
+             (4, 129, torch.bfloat16, 'chunked'), (6, 64, torch.bfloat16, 'chunked')]
+    for h, d, dtype, want in cases:
         q = torch.zeros(1, h, 3, d, dtype=dtype)
         attention._warn_once.cache_clear()
         with warnings.catch_warnings(record=True) as warned:
@@ -174,9 +174,9 @@ def test_auto_takes_the_kernels_where_they_can_run(monkeypatch):
         assert taken.pop() == want, (h, d)
         assert len(warned) == (want == 'chunked')
     assert describe_backend() == (
-        "Attention runs on 'triton' on NVIDIA GPUs of compute capability 8.0 or more, with 2, 4 "
-        "or 8 heads of up to 128 channels (in float32, 4 of up to 96, 8 of up to 64), because it "
-        "was faster than eager PyTorch on an H100, and on 'chunked' elsewhere.")
+        "Attention runs on 'triton' on NVIDIA GPUs of compute capability 8.0 or more, with 2, "
+        "4 or 8 heads of up to 128 channels (in float32, 4 of up to 96, 8 of up to 64), because "
+        "it is faster than eager PyTorch on an H200, and on 'chunked' elsewhere.")
     assert describe_backend('reference') == (
         "Attention runs on 'reference', because it was asked for.")
     with pytest.raises(ValueError, match="backend='fast' must be 'auto'"):

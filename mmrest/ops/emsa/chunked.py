@@ -57,7 +57,7 @@ def chunked_forward(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor], scal
 
 
 def _fake_backward(grad, out, r, q, k, v, mix, scale, normalize):
-    dmix = None if mix is None else torch.empty_like(mix)
+    dmix = None if mix is None else mix.new_empty(mix.shape)
     return (empty_heads(q), empty_heads(k), empty_heads(v),
             r.new_empty(0) if dmix is None else dmix)
 

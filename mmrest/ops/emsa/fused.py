@@ -138,7 +138,7 @@ def triton_forward(
 
 def _fake_backward(grad, out, raw, squares, lse, r, q, k, v, mix, scale, normalize):
     return (empty_heads(q), empty_heads(k), empty_heads(v),
-            r.new_empty(0) if mix is None else torch.empty_like(mix))
+            r.new_empty(0) if mix is None else mix.new_empty(mix.shape))
 
 
 @opaque('emsa_triton_backward', _fake_backward)
@@ -173,9 +173,9 @@ def triton_backward(grad: Tensor, out: Tensor, raw: Tensor, squares: Tensor, lse
                 by_rows, groups = _ceil(end - begin, by_map['ROWS']), heads // by_map['G']
                 keys = _span(M, by_map['COLS'], by_rows * groups)
                 kernels.map_kernel[by_rows, _ceil(M, keys), groups](
-                    q, k, v, grad, weight, lse, delta, r, slope, c, dt, *chunk, keys, q.stride(2),
-                    k.stride(2), v.stride(2), grad.stride(2), MIX=mixed, NORMALIZE=normalize,
-                    **by_map)
+                    q, k, v, grad, weight, lse, delta, r, slope, c, dt, *chunk, keys,
+                    q.stride(2), k.stride(2), v.stride(2), grad.stride(2), MIX=mixed,
+                    NORMALIZE=normalize, **by_map)
                 kernels.key_kernel[by_keys](
                     c, grad, sums[0], *chunk, span, grad.stride(2), **by_key)
                 ds = c  # its memory
@@ -199,7 +199,7 @@ def _trivial_gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mix: Optio
     dq, dk, dv = (empty_heads(x).zero_() for x in (q, k, v))
     if not normalize:
         dv += grad.sum(2, keepdim=True)
-    dmix = q.new_empty(0, dtype=torch.float32) if mix is None else torch.zeros_like(mix)
+    dmix = q.new_empty(0, dtype=torch.float32) if mix is None else mix.new_zeros(mix.shape)
     return dq, dk, dv, dmix
 
 
