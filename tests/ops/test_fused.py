@@ -175,8 +175,8 @@ def test_auto_takes_the_kernels_where_they_can_run(monkeypatch):
         assert len(warned) == (want == 'chunked')
     assert describe_backend() == (
         "Attention runs on 'triton' on NVIDIA GPUs of compute capability 8.0 or more, with 2, "
-        "4 or 8 heads of up to 128 channels (in float32, 4 of up to 96, 8 of up to 64), because "
-        "it is faster than eager PyTorch on an H200, and on 'chunked' elsewhere.")
+        "4 or 8 heads of up to 128 channels (in float32, 4 of up to 96, 8 of up to 64), "
+        "because it is faster than eager PyTorch on an H200, and on 'chunked' elsewhere.")
     assert describe_backend('reference') == (
         "Attention runs on 'reference', because it was asked for.")
     with pytest.raises(ValueError, match="backend='fast' must be 'auto'"):

@@ -55,8 +55,8 @@ def describe_backend(backend: Optional[str] = None) -> str:
         return f"Attention runs on 'chunked', because {NO_TRITON}."
     return (
         "Attention runs on 'triton' on NVIDIA GPUs of compute capability 8.0 or more, with 2, "
-        "4 or 8 heads of up to 128 channels (in float32, 4 of up to 96, 8 of up to 64), because "
-        "it is faster than eager PyTorch on an H200, and on 'chunked' elsewhere.")
+        "4 or 8 heads of up to 128 channels (in float32, 4 of up to 96, 8 of up to 64), "
+        "because it is faster than eager PyTorch on an H200, and on 'chunked' elsewhere.")
 
 
 def emsa_attention(
