@@ -195,17 +195,15 @@ def run(command, cwd):
 @pytest.mark.skipif(not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'),
                     reason='torch before 2.6 cannot export dynamic sizes')
 def test_commands_for_a_trained_model_run(project, many):
-    """The export takes as long as the others together, and has tests of its own."""
-    skipped = many('_onnx.py', None)
+    if many(True, False):
+        pytest.skip('long version only: --torture')
     for command in blocks(DOCS / 'tools.md', 'bash'):
-        if skipped is None or skipped not in command:
-            run(command, project)
-    if skipped is None:
-        code, = blocks(DOCS / 'tools.md', 'python')
-        run(f"python - <<'END'\n{code}END", project)
+        run(command, project)
+    code, = blocks(DOCS / 'tools.md', 'python')
+    run(f"python - <<'END'\n{code}END", project)
     written = {path.name for path in project.iterdir() if path.is_file()}
-    assert {'cam.png', 'attention.png', 'features.png', 'curves.png'} <= written
-    assert many(True, 'detector.onnx' in written)
+    assert {'cam.png', 'attention.png', 'features.png', 'curves.png',
+            'detector.onnx'} <= written
     assert len(list((project / 'found/pictures').iterdir())) == 2
 
 

@@ -176,7 +176,8 @@ def test_auto_takes_the_kernels_where_they_can_run(monkeypatch):
     assert describe_backend() == (
         "Attention runs on 'triton' on NVIDIA GPUs of compute capability 8.0 or more, with 2, "
         "4 or 8 heads of up to 128 channels (in float32, 4 of up to 96, 8 of up to 64), "
-        "because it is faster than eager PyTorch on an H200, and on 'chunked' elsewhere.")
+        "because on an H200 it needs a fraction of eager PyTorch's memory and, but for 8 heads "
+        "in float32, of its time, and on 'chunked' elsewhere.")
     assert describe_backend('reference') == (
         "Attention runs on 'reference', because it was asked for.")
     with pytest.raises(ValueError, match="backend='fast' must be 'auto'"):
