@@ -28,14 +28,16 @@ setup:
 demo: setup
 	@$(PYTHON_ENV) scripts/demo.py $(ARGS)
 
-# One thread a process: threads of two processes that share cores wait for each other.
+# One thread a process: threads of two processes that share cores wait for each other. Files in
+# their own order: xdist would begin those with few tests last, and these take longest.
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder --durations=10 tests
+
 test: setup
-	OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
-		--durations=10 tests $(ARGS)
+	$(PYTEST) $(ARGS)
 
 torture: setup
-	OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
-		--durations=10 tests --torture $(ARGS)
+	$(PYTEST) --torture $(ARGS)
 
 bench: setup
 	$(PYTHON_ENV) benchmarks/run.py --select cpu $(ARGS)
