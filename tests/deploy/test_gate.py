@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
@@ -19,7 +20,8 @@ SCORES = [0.9, 0.5, 0.4995, 0.3, 0.0505]
 def wanted(monkeypatch):
     """mm's five boxes in one image of 90 x 120, each with a mask."""
     boxes = torch.tensor([[i * 20., 10., i * 20. + 15., 40.] for i in range(5)])
-    head = FCNMaskHead(num_convs=0, in_channels=4, class_agnostic=True, num_classes=9)
+    with DefaultScope.overwrite_default_scope('mmdet'):  # whatever other tests have left
+        head = FCNMaskHead(num_convs=0, in_channels=4, class_agnostic=True, num_classes=9)
     cfg = ConfigDict(score_thr=0.05, max_per_img=8, mask_thr_binary=0.5)
     model = SimpleNamespace(test_cfg=ConfigDict(rcnn=cfg), roi_head=SimpleNamespace(
         mask_head=head, test_cfg=cfg))
