@@ -28,16 +28,14 @@ setup:
 demo: setup
 	@$(PYTHON_ENV) scripts/demo.py $(ARGS)
 
-# One thread a process: threads of two processes that share cores wait for each other. Files in
-# their own order: xdist would begin those with few tests last, and these take longest.
-PYTEST := OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
-	--no-loadscope-reorder --durations=10 tests
-
+# One thread a process: threads of two processes that share cores wait for each other.
 test: setup
-	$(PYTEST) $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+		--durations=10 tests $(ARGS)
 
 torture: setup
-	$(PYTEST) --torture $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+		--durations=10 tests --torture $(ARGS)
 
 bench: setup
 	$(PYTHON_ENV) benchmarks/run.py --select cpu $(ARGS)
