@@ -1,9 +1,9 @@
 """The block sizes of the kernels.
 
-None spills registers (up to 64 bytes of stack), and their buffers fit in shared memory, by Triton
-3.6. For compute capability 9.0 and up to 96 channels, an H100 and an H200 measured the fastest.
-The others are the largest with two stages, and were not measured. The table is static, so that
-sums have one order.
+None spills registers (up to 64 bytes of stack), and their buffers fit in shared memory, by
+Triton 3.6. For compute capability 9.0 and up to 96 channels, an H100 and an H200 measured the
+fastest. The others are the largest with two stages, and were not measured. The table is static,
+so that sums have one order.
 """
 HEADS = (2, 4, 8)
 # Of the forward and the map kernel: ROWS queries, COLS keys, G heads and stages, by the number
