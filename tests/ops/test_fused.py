@@ -53,13 +53,13 @@ def check(h, N, M, d, mixed=True, normalize=True, size=1., bound=5e-6, B=2):
 
 def test_float32_against_float64(many):
     short = [(2, 33, 49, 5, True, True), (4, 17, 70, 60, True, True),
-             (8, 19, 33, 64, True, True), (2, 35, 20, 128, True, False),
+             (8, 19, 33, 64, True, True), (4, 35, 20, 128, True, False),
              (2, 35, 20, 40, False, True), (2, 9, 70, 96, False, False)]
     long = ((h, 35, 70, d, *ablation) for h, d, ablation in itertools.product(
         (2, 4, 8), (5, 16, 32, 40, 60, 64, 96, 128), ABLATIONS))
-    for case in many(short, long):
-        if fused.interpreted() or takes_wide(case[0], case[3]):
-            check(*case)
+    for h, N, M, d, *rest in many(short, long):
+        if fused.interpreted() or takes_wide(h, d):  # a GPU has no room for others
+            check(h, N, M, d, *rest)
 
 
 def test_nearly_uniform_maps(many):
@@ -69,7 +69,7 @@ def test_nearly_uniform_maps(many):
 
 
 @pytest.mark.parametrize('h, rows, cols, groups', [
-    (2, 16, 16, 1), (4, 32, 16, 2), (8, 16, 32, 4)])
+    (2, 16, 16, 1), (4, 32, 16, 2), (8, 32, 32, 4)])
 def test_any_tile_gives_the_same(h, rows, cols, groups, monkeypatch):
     tiles = []
 

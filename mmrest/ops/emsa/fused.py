@@ -51,7 +51,7 @@ def _capability(device: torch.device) -> int:
 
 
 def _ceil(a: int, b: int) -> int:
-    """a / b, rounded up. Triton's own function takes as long as a launch."""
+    """a / b, rounded up. ``triton.cdiv`` is slow outside of kernels."""
     return -(-a // b)
 
 
@@ -101,8 +101,10 @@ def _tf32() -> bool:
 
 
 def _span(size: int, block: int, programs: int) -> int:
-    """How many of ``size`` keys or queries each program takes, in ``block`` at a time, so that
-    every multiprocessor has work where there are only ``programs`` for all of them."""
+    """How many of ``size`` keys or queries a program takes, a multiple of ``block``.
+
+    All of them, unless there are fewer than PROGRAMS programs.
+    """
     spans = _ceil(PROGRAMS, programs)
     return _ceil(_ceil(size, spans), block) * block
 
@@ -155,34 +157,35 @@ def triton_backward(grad: Tensor, out: Tensor, raw: Tensor, squares: Tensor, lse
     images, rows = _chunk(B, N, h * L * q.element_size())
     maps = q.new_empty((2, images * h * rows * L))
     dq, dk, dv = empty_heads(q), empty_heads(k), empty_heads(v)
-    by_map, by_query, by_key = (_settings(name, q, mix) for name in ('map', 'query', 'key'))
-    blocks = _ceil(rows, by_query['ROWS'])
-    dmixes = r.new_zeros((images * blocks if mixed else 0, h, h))
+    for_map, for_query, for_key = (_settings(name, q, mix) for name in ('map', 'query', 'key'))
+    query_blocks, key_blocks = _ceil(rows, for_query['ROWS']), _ceil(M, for_key['ROWS'])
+    dmixes = r.new_zeros((images * query_blocks if mixed else 0, h, h))
     with torch.cuda.device_of(q):
         delta, slope = _row_sums(grad, raw, squares, r, v, M, normalize)
         for first in range(0, B, images):
             b = slice(first, min(first + images, B))
             heads = (b.stop - first) * h
-            span = _span(rows, by_key['COLS'], _ceil(M, by_key['ROWS']) * heads)
-            sums = r.new_zeros((2, _ceil(rows, span), heads // h, M, h, d))  # of dv and dk
-            by_keys = _ceil(M, by_key['ROWS']), sums.shape[1], heads
+            queries = _span(rows, for_key['COLS'], key_blocks * heads)
+            sums = r.new_zeros((2, _ceil(rows, queries), heads // h, M, h, d))  # of dv and dk
+            key_grid = key_blocks, sums.shape[1], heads
             for begin in range(0, N, rows):
                 end = min(begin + rows, N)
                 chunk = N, M, first, begin, end, L
                 c, dt = maps[:, :heads * (end - begin) * L]
-                by_rows, groups = _ceil(end - begin, by_map['ROWS']), heads // by_map['G']
-                keys = _span(M, by_map['COLS'], by_rows * groups)
-                kernels.map_kernel[by_rows, _ceil(M, keys), groups](
+                blocks, groups = _ceil(end - begin, for_map['ROWS']), heads // for_map['G']
+                keys = _span(M, for_map['COLS'], blocks * groups)
+                kernels.map_kernel[blocks, _ceil(M, keys), groups](
                     q, k, v, grad, weight, lse, delta, r, slope, c, dt, *chunk, keys,
                     q.stride(2), k.stride(2), v.stride(2), grad.stride(2), MIX=mixed,
-                    NORMALIZE=normalize, **by_map)
-                kernels.key_kernel[by_keys](
-                    c, grad, sums[0], *chunk, span, grad.stride(2), **by_key)
+                    NORMALIZE=normalize, **for_map)
+                kernels.key_kernel[key_grid](
+                    c, grad, sums[0], *chunk, queries, grad.stride(2), **for_key)
                 ds = c  # its memory
-                kernels.query_kernel[blocks, heads](
+                kernels.query_kernel[query_blocks, heads](
                     q, k, weight, dt, ds, dq, dmixes, *chunk, q.stride(2), k.stride(2),
-                    MIX=mixed, **by_query)
-                kernels.key_kernel[by_keys](ds, q, sums[1], *chunk, span, q.stride(2), **by_key)
+                    MIX=mixed, **for_query)
+                kernels.key_kernel[key_grid](
+                    ds, q, sums[1], *chunk, queries, q.stride(2), **for_key)
             dv_sum, dk_sum = sums.sum(1).transpose(2, 3)  # (b, h, M, d)
             torch.mul(dv_sum, 1 if normalize else 1 / M, out=dv[b])
             dk[b].copy_(dk_sum)

@@ -74,9 +74,9 @@ def tile(kernel: str, capability: int, h: int, d: int, wide: bool) -> dict:
         d (int): Channels of a head.
         wide (bool): Whether they have 32 bits.
     """
-    groups, stages = {}, 3 if capability == 90 else 2
+    G, stages = h, 3 if capability == 90 else 2
     if capability == 0:
-        rows, cols, stages, groups = 512, 64, 1, dict(G=h)
+        rows, cols, stages = 512, 64, 1
     elif kernel == 'query':
         rows, cols, stages = (32 if d <= 64 else 16, 16, 2) if wide else (64, 32, stages)
     elif kernel == 'key':
@@ -84,7 +84,7 @@ def tile(kernel: str, capability: int, h: int, d: int, wide: bool) -> dict:
     else:
         tiles = WIDE if wide else {**ONE_HEAD, **TILES.get(capability, TILES[89])}
         most = min(most for heads, most in tiles if heads == h and most >= d)
-        rows, cols, groups['G'], stages = tiles[h, most][kernel == 'map']
+        rows, cols, G, stages = tiles[h, most][kernel == 'map']
     # A warp of 16 queries keeps its part of a product in registers as the operand of the next.
-    return dict(ROWS=rows, COLS=cols, num_warps=max(rows // 16, 2), num_stages=stages,
-                **(groups if kernel in ('forward', 'map') else {}))
+    found = dict(ROWS=rows, COLS=cols, num_warps=max(rows // 16, 2), num_stages=stages)
+    return dict(found, G=G) if kernel in ('forward', 'map') else found
