@@ -1,6 +1,5 @@
 """From a config to its model and the model's input, for the scripts in tools/."""
 import functools
-import traceback
 from pathlib import Path
 from typing import Callable, Optional, Tuple, Union
 
@@ -11,33 +10,26 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from torch import Tensor, nn
 
+from .errors import UserError
 from .models import ResT
 from .safe_reading import read_state_dict
 
 
 def exit_on_user_error(main: Callable) -> Callable:
-    """Decorate a script's ``main``: a mistake of the user ends it with one sentence.
+    """Decorate a script's ``main``: what a user can mend ends it with one sentence.
 
-    These errors become ``SystemExit(sentence)``, which prints the sentence and exits with
-    code 1:
-
-    * FileNotFoundError, wherever it is raised;
-    * ValueError, OSError and ImportError that mmrest or the script's own folder raises: a
-      wrong argument, weights that do not fit, a file that cannot be written, a package that
-      is not installed.
-
-    All others keep their traceback. So does a ValueError that PyTorch or an mm package
-    raises, because it may be a bug.
+    :class:`~mmrest.errors.UserError`, FileNotFoundError, and an OSError that names its file
+    become ``SystemExit(sentence)``, which prints the sentence and exits with code 1. All other
+    errors keep their traceback.
     """
-    folders = (str(Path(__file__).parent), str(Path(main.__code__.co_filename).parent))
 
     @functools.wraps(main)
     def run(*args):
         try:
             return main(*args)
-        except (ValueError, OSError, ImportError) as error:
-            raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-            if not isinstance(error, FileNotFoundError) and not raised_in.startswith(folders):
+        except (UserError, OSError) as error:
+            named = isinstance(error, (UserError, FileNotFoundError)) or error.filename
+            if not named:
                 raise
             raise SystemExit(str(error)) from error
 
@@ -82,7 +74,7 @@ def build_model(cfg: Config, checkpoint: Optional[Union[str, Path]] = None) -> n
         try:
             model.load_state_dict(read_state_dict(checkpoint))
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f'checkpoint={str(checkpoint)!r} does not fit the config: {error}') from None
     return model
 
@@ -96,11 +88,11 @@ def find_rest(model: nn.Module) -> ResT:
     for module in model.modules():
         if isinstance(module, ResT):
             return module
-    raise ValueError(f'the model of the config, {type(model).__name__}, has no ResT in it')
+    raise UserError(f'the model of the config, {type(model).__name__}, has no ResT in it')
 
 
-def example(cfg: Config, model: nn.Module, shape: Tuple[int, int], batch: int = 1) -> dict:
-    """Make black images (batch, C, H, W) as ``model(**example, mode='tensor')`` takes them."""
+def dummy_inputs(cfg: Config, model: nn.Module, shape: Tuple[int, int], batch: int = 1) -> dict:
+    """Black images (batch, C, H, W), as ``model(**inputs, mode='tensor')`` takes them."""
     channels = find_rest(model).in_channels
     inputs = torch.zeros(batch, channels, *shape, device=next(model.parameters()).device)
     samples = None

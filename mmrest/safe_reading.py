@@ -22,6 +22,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import scheduler
 from torch import Tensor
 
+from .errors import MissingPackageError, UserError
+
 try:
     from numpy._core import multiarray
 except ImportError:  # before NumPy 2
@@ -47,7 +49,7 @@ SCHEDULERS = {
 }
 
 
-class UnsafeCheckpointError(ValueError):
+class UnsafeCheckpointError(UserError):
     """A checkpoint asks for Python objects that weights do not need."""
 
 
@@ -152,7 +154,7 @@ for _module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
     MAKERS[_module, 'scalar'] = _scalar
 
 
-def load_safely() -> None:
+def register_safe_loader() -> None:
     """Make mmengine read checkpoints with :func:`read_checkpoint` in this process.
 
     Its own loaders fall back to unrestricted pickle, which runs code from the file.
@@ -216,7 +218,7 @@ def named_tensors(content: Any, path: Union[str, Path]) -> Dict[str, Tensor]:
             if isinstance(name, str) and isinstance(value, Tensor)
         }
     if not state:
-        raise ValueError(f'checkpoint={str(path)!r} has no named tensors')
+        raise UserError(f'checkpoint={str(path)!r} has no named tensors')
     if all(name.startswith('module.') for name in state):
         state = {name[len('module.'):]: value for name, value in state.items()}
     return state
@@ -253,7 +255,7 @@ def read_file(path: Union[str, Path],
         raise
     except Exception as error:  # damaged bytes fail anywhere in the unpickling
         kept = '' if str(local) == str(path) else f' (the file {local})'
-        raise ValueError(
+        raise UserError(
             f'checkpoint={str(path)!r}{kept} cannot be read as a {kind}: {error}') from error
     return content, digest
 
@@ -270,7 +272,7 @@ def _local_file(address: str) -> Iterator[str]:
         backend = get_file_backend(address)
     except KeyError:
         known = sorted({'file', *filter(None, prefix_to_backends)})
-        raise ValueError(f'its address must begin with one of {", ".join(known)}') from None
+        raise UserError(f'its address must begin with one of {", ".join(known)}') from None
     with backend.get_local_path(address) as local:
         yield str(local)
 
@@ -297,9 +299,9 @@ def _load_torch(path: str, unpickler: type, map_location: Any) -> Any:
                 raise UnsafeCheckpointError('TorchScript code')
             # torch.save does not compress: a content larger than the file is a zip bomb.
             if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
-                raise ValueError('its content is larger than the file')
+                raise UserError('its content is larger than the file')
     elif tarfile.is_tarfile(path):
-        raise ValueError('it is a tar archive, the format of torch.save before 0.1.10')
+        raise UserError('it is a tar archive, the format of torch.save before 0.1.10')
     module = SimpleNamespace(
         Unpickler=unpickler, load=lambda file, **kwargs: unpickler(file, **kwargs).load(),
         __name__=__name__)
@@ -312,15 +314,16 @@ def _load_safetensors(path: str) -> Dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ImportError('files that end in .safetensors need the package safetensors: '
-                          'pip install safetensors') from error
+        raise MissingPackageError(
+            'files that end in .safetensors need the package safetensors: '
+            'pip install safetensors') from error
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise ValueError(error) from error
+        raise UserError(error) from error
     for name in state:
         if '/' in name or '\\' in name:  # a tool that names files so would write elsewhere
-            raise ValueError(f'its tensor {name!r} is named like a path')
+            raise UserError(f'its tensor {name!r} is named like a path')
     return state
 
 

@@ -17,10 +17,8 @@ from typing import Dict, Iterable, List, Tuple
 
 import cv2
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.fileio import load
-from mmengine.utils import digit_version
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -85,10 +83,8 @@ def train(title: str, config: Path) -> Path:
     if last.exists():
         print(f'\n{title}\n  done before: {last}')
     else:
-        command = ['tools/train.py', str(config), '--resume']
-        if digit_version(torch.__version__) >= digit_version('2.4'):  # before, on GPUs alone
-            command += ['--cfg-options', 'optim_wrapper.optimizer.fused=True']
-        run(title, config.stem, command)
+        run(title, config.stem, ['tools/train.py', str(config), '--resume', '--cfg-options',
+                                 'optim_wrapper.optimizer.fused=True'])
     return last
 
 
@@ -227,15 +223,13 @@ def main() -> None:
     curves, pictures = DEMO / 'curves.png', DEMO / 'pictures'
     draw_curves(curves)
     draw_pictures(pictures, predictions[:NUM_PICTURES])
-    by_onnx = {}
-    if digit_version(torch.__version__) >= digit_version('2.6'):  # before, it cannot export
-        by_onnx = average_precision(export(DETECTOR, detector))
+    by_onnx = average_precision(export(DETECTOR, detector))
 
     def last(config, key):
         return list(logged(config, key).values())[-1]
 
     top1 = last(CLASSIFIER, 'accuracy/top1')
-    onnx = ' and '.join(f'{value:.3f}' for value in by_onnx.values()) or 'needs torch 2.6'
+    onnx = ' and '.join(f'{value:.3f}' for value in by_onnx.values())
     for kind, value in by_onnx.items():
         if abs(value - last(DETECTOR, f'coco/{kind}_mAP')) > 1e-3:
             raise SystemExit(f'AP of the ONNX file differs: {kind} {value:.4f}')

@@ -15,9 +15,16 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption('--torture'):
-        short = [item for item in items if 'many' not in item.fixturenames]
-        items[:] = [item for item in items if 'many' in item.fixturenames]
-        config.hook.pytest_deselected(items=short)
+        others = [item for item in items if not is_slow(item)]
+        items[:] = [item for item in items if is_slow(item)]
+    else:
+        others = [item for item in items if item.get_closest_marker('slow')]
+        items[:] = [item for item in items if not item.get_closest_marker('slow')]
+    config.hook.pytest_deselected(items=others)
+
+
+def is_slow(item):
+    return 'many' in item.fixturenames or item.get_closest_marker('slow')
 
 
 @pytest.fixture(scope='session')

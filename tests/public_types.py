@@ -10,7 +10,7 @@ from torch import Tensor
 from mmrest import EMSA, ResT, __version__
 from mmrest.models.checkpoint import load_pretrained
 from mmrest.ops import choose_backend, describe_backend, emsa_attention
-from mmrest.safe_reading import load_safely, read_state_dict
+from mmrest.safe_reading import read_state_dict, register_safe_loader
 
 
 def right() -> None:
@@ -29,7 +29,7 @@ def right() -> None:
     out: Tensor = emsa_attention(q, k, v, mix, bias, scale=0.1, eps=1e-5, backend=backend)
     state: Dict[str, Tensor] = read_state_dict('file.pth')
     load_pretrained(model, 'file.pth', prefix='backbone.')
-    load_safely()
+    register_safe_loader()
     print(__version__.upper(), depth, out, state)
 
 

@@ -15,9 +15,9 @@ from torch.testing import assert_close
 from mmrest import safe_reading
 from mmrest.safe_reading import (
     UnsafeCheckpointError,
-    load_safely,
     read_checkpoint,
     read_state_dict,
+    register_safe_loader,
 )
 
 from .torture.training import ROOT, Run
@@ -73,7 +73,7 @@ def test_all_that_a_run_resumes_from_is_there(checkpoint, legacy, tmp_path):
 @pytest.fixture
 def safely():
     schemes = dict(CheckpointLoader._schemes)
-    load_safely()
+    register_safe_loader()
     yield
     CheckpointLoader._schemes.clear()
     CheckpointLoader._schemes.update(schemes)

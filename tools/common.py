@@ -10,7 +10,7 @@ from mmengine.config import Config, DictAction
 
 import mmrest.engine  # noqa: F401  for configs written by mmrest 0.1.0
 from mmrest.apis import package_of, read_config
-from mmrest.safe_reading import load_safely
+from mmrest.safe_reading import register_safe_loader
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def load_config(args: argparse.Namespace, *loaders: str) -> Config:
         FileNotFoundError: The config does not exist, or a file or folder of its data.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    load_safely()
+    register_safe_loader()
     cfg = read_config(args.config, args.cfg_options)
     missing = [path for dataset in _datasets(cfg, loaders) for path in _local_paths(dataset)
                if not os.path.exists(path)]

@@ -23,8 +23,9 @@ from mmengine.device import get_device
 from mmengine.utils import track_iter_progress
 
 from mmrest.apis import as_picture, exit_on_user_error, package_of
+from mmrest.errors import UserError
 from mmrest.files import write_whole
-from mmrest.safe_reading import load_safely
+from mmrest.safe_reading import register_safe_loader
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 FILMS = ('.avi', '.mkv', '.mov', '.mp4', '.webm')
@@ -160,7 +161,7 @@ def run_film(model, path: Path, out: Path) -> None:
             writer.write(np.ascontiguousarray(picture[..., ::-1]))
             write_predictions(out / 'predictions' / path.name / f'{i:06}', found, more)
     if writer is None:
-        raise ValueError(f"input='{path}' has no frame that can be read")
+        raise UserError(f"input='{path}' has no frame that can be read")
     writer.release()
     partial.replace(out / 'pictures' / f'{path.stem}.mp4')
 
@@ -185,16 +186,16 @@ def main() -> None:
     elif not args.input.exists():
         raise FileNotFoundError(f"input='{args.input}': no such file or folder")
     elif suffix not in IMAGES + FILMS:
-        raise ValueError(f"input='{args.input}' must be a folder, an image ({' '.join(IMAGES)})"
+        raise UserError(f"input='{args.input}' must be a folder, an image ({' '.join(IMAGES)})"
                          f" or a film ({' '.join(FILMS)})")
     if not paths:
-        raise ValueError(f"input='{args.input}' has no image in it ({' '.join(IMAGES)})")
+        raise UserError(f"input='{args.input}' has no image in it ({' '.join(IMAGES)})")
 
     package = package_of(Config.fromfile(args.config))
     if package not in MODELS:
-        raise ValueError(f'{args.config} is for {package}; this script knows the inferencers '
+        raise UserError(f'{args.config} is for {package}; this script knows the inferencers '
                          f'of {", ".join(MODELS)}')
-    load_safely()
+    register_safe_loader()
     model = MODELS[package](args.config, args.checkpoint, args.device, args.score_thr)
     broken = []
     if suffix in FILMS:

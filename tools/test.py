@@ -10,6 +10,7 @@ from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
 from mmrest.apis import exit_on_user_error, package_of
+from mmrest.errors import UserError
 
 # Averages predictions, unless the config has a tta_model.
 TTA_MODELS = dict(
@@ -36,7 +37,7 @@ def add_visualization(cfg: Config, show: bool, show_dir: str) -> None:
     """Have the config's visualization hook draw every image."""
     hook = cfg.default_hooks.get('visualization')
     if hook is None:
-        raise ValueError('--show and --show-dir need default_hooks.visualization in the config')
+        raise UserError('--show and --show-dir need default_hooks.visualization in the config')
     hook.update(show=show, wait_time=2, interval=1)
     package = package_of(cfg)
     hook['enable' if package == 'mmpretrain' else 'draw'] = True

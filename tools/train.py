@@ -12,6 +12,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmrest.apis import exit_on_user_error
+from mmrest.errors import UserError
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 
@@ -60,7 +61,7 @@ def main() -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-            raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size, which '
+            raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size, which '
                              f'{args.config} does not set')
         cfg.auto_scale_lr.enable = True
     if args.resume:

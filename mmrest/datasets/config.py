@@ -9,6 +9,7 @@ from typing import Optional
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from ..errors import UserError
 from ..models import ResT, ResTV2
 from ..safe_reading import read_state_dict
 from ..utils import MIM
@@ -94,7 +95,7 @@ def make_config(task: str, train: Split, val: Split, model: Optional[str] = None
     """
     model = model or next(iter(BASES[task]))
     if model not in BASES[task]:
-        raise ValueError(f'{model=} for {task=} must be one of {", ".join(BASES[task])}')
+        raise UserError(f'{model=} for {task=} must be one of {", ".join(BASES[task])}')
     default_batch, epochs, score = RECIPES[task]
     writer = Writer(BASES[task][model])
     _write_data(writer, task, train, val)
@@ -205,7 +206,7 @@ def _write_segments(writer, train):
 def _write_backbone(writer, name):
     """Put the backbone and its channels into the model."""
     if name not in BACKBONES:
-        raise ValueError(f'backbone={name!r} must be one of {", ".join(BACKBONES)}')
+        raise UserError(f'backbone={name!r} must be one of {", ".join(BACKBONES)}')
     kind, arch = BACKBONES[name]
     dims = kind.arch_zoo[arch]['embed_dims']
     model = writer.cfg.model
@@ -223,7 +224,7 @@ def _write_backbone(writer, name):
 def _write_light(writer, task):
     """Narrow heads and few proposals; BatchNorm in the neck and no drop path learn faster."""
     if task not in ('boxes', 'masks'):
-        raise ValueError(f'light=True is for detectors: leave it out for {task=}')
+        raise UserError(f'light=True is for detectors: leave it out for {task=}')
     model = writer.cfg.model
     width = writer.choose('width', 64, 'Light: channels of neck and heads; 256 in the papers.')
     for part in ('neck', 'rpn_head', 'roi_head', 'bbox_head'):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..apis import find_rest
+from ..errors import UserError
 
 
 class Preprocess(nn.Module):
@@ -20,10 +21,11 @@ class Preprocess(nn.Module):
         converts = any(
             getattr(preprocessor, name, False) for name in ('_channel_conversion', 'to_rgb'))
         self.reverse = not converts  # mm loads BGR
-        if preprocessor._enable_normalize:
+        # Not mm's _enable_normalize, which is private and says the same.
+        self.normalize = getattr(preprocessor, 'mean', None) is not None
+        if self.normalize:
             self.register_buffer('mean', preprocessor.mean.view(-1, 1, 1))
             self.register_buffer('std', preprocessor.std.view(-1, 1, 1))
-        self.normalize = preprocessor._enable_normalize
         if hasattr(preprocessor, 'test_cfg'):  # MMSegmentation
             self.divisor = (preprocessor.test_cfg or {}).get('size_divisor') or 1
             self.value = preprocessor.pad_val
@@ -69,9 +71,9 @@ class Segmenter(nn.Module):
         super().__init__()
         mode = model.test_cfg.get('mode', 'whole')
         if mode != 'whole':
-            raise ValueError(f"test_cfg.mode={mode!r} cannot be exported, it must be 'whole'")
+            raise UserError(f"test_cfg.mode={mode!r} cannot be exported, it must be 'whole'")
         if model.out_channels == 1:
-            raise ValueError('a segmenter with out_channels=1 cannot be exported')
+            raise UserError('a segmenter with out_channels=1 cannot be exported')
         self.preprocess = Preprocess(model.data_preprocessor)
         self.model = model
 

@@ -11,11 +11,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .dense import Preprocess
 
 NOTHING = -1.
 
 
+@torch.library.custom_op('mmrest::nms', mutates_args=())
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, score_thr: float) -> Tensor:
     """Non-maximum suppression as ONNX has it, with batches and a threshold of the scores.
 
@@ -36,13 +38,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, score_thr: float) -
     return torch.cat(kept)
 
 
-def _fake_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, score_thr: float) -> Tensor:
+@nms.register_fake
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float, score_thr: float) -> Tensor:
     return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(), 2), dtype=torch.int64)
-
-
-if hasattr(torch.library, 'custom_op'):  # not before torch 2.4, which cannot export
-    nms = torch.library.custom_op('mmrest::nms', nms, mutates_args=())
-    nms.register_fake(_fake_nms)
 
 
 def translations() -> dict:
@@ -69,7 +67,7 @@ def best(boxes: Tensor, scores: Tensor, groups: Tensor, cfg) -> Tuple[Tensor, Te
     """
     kind = cfg.nms.get('type', 'nms')
     if kind != 'nms':
-        raise ValueError(f"nms.type={kind!r} cannot be exported, it must be 'nms'")
+        raise UserError(f"nms.type={kind!r} cannot be exported, it must be 'nms'")
     # Groups are moved apart by more than the largest coordinate, in float32 as mmcv does it.
     there = scores[..., None] > NOTHING
     most = torch.where(there, boxes, torch.zeros_like(boxes)).amax((1, 2), keepdim=True)

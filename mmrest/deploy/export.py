@@ -10,18 +10,19 @@ from mmengine.registry import DATASETS
 from torch import nn
 
 from ..apis import find_rest
+from ..errors import MissingPackageError, UserError
 from ..files import write_whole
 from ..safe_reading import read_file
-from . import attention, detectors, gate
+from . import detectors, emsa_onnx, verify
 from .dense import Backbone, Classifier, Segmenter, replace_constants
 
 # What exports a model of mm, and what checks the result.
 FAMILIES = {
-    'ImageClassifier': (Classifier, gate.check_logits),
-    'EncoderDecoder': (Segmenter, gate.check_label_maps),
-    'RetinaNet': (detectors.OneStage, gate.check_detections),
-    'FasterRCNN': (detectors.TwoStage, gate.check_detections),
-    'MaskRCNN': (detectors.TwoStage, gate.check_detections),
+    'ImageClassifier': (Classifier, verify.check_logits),
+    'EncoderDecoder': (Segmenter, verify.check_label_maps),
+    'RetinaNet': (detectors.OneStage, verify.check_detections),
+    'FasterRCNN': (detectors.TwoStage, verify.check_detections),
+    'MaskRCNN': (detectors.TwoStage, verify.check_detections),
 }
 EXPORTED = (2, 128, 160)  # batch, height and width of the example
 NEEDED = 'run `pip install onnx onnxruntime onnxscript`'
@@ -48,45 +49,42 @@ def export(model: nn.Module,
             random pictures. A warning says so.
 
     Returns:
-        dict[str, float]: The largest differences from mm's ``predict`` at the sizes of
-        :data:`mmrest.deploy.gate.SIZES`; of a detector, also how many ``boxes`` were compared.
+        dict[str, float]: The largest differences from mm's ``predict`` at the sizes in
+        :data:`mmrest.deploy.verify.SIZES`. Of a detector, also how many ``boxes`` were
+        compared.
 
     Raises:
         ValueError: The model cannot be exported, or onnxruntime disagrees with mm's
             ``predict`` at one of these sizes. Nothing is written.
-        ImportError: A package that writes or runs ONNX is not installed, or PyTorch is older
-            than 2.6.
+        ImportError: A package that writes or runs ONNX is not installed.
     """
-    if not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'):
-        raise ImportError(f'torch {torch.__version__} cannot export dynamic sizes; '
-                          'torch 2.6 or newer is needed')
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError(f'{error}: {NEEDED}') from error
+        raise MissingPackageError(f'{error}: {NEEDED}') from error
     kind = type(model).__name__
     if backbone:
-        wrapper, check = Backbone, gate.check_features
+        wrapper, check = Backbone, verify.check_features
         model = find_rest(model)
     elif kind in FAMILIES:
         wrapper, check = FAMILIES[kind]
     else:
-        raise ValueError(f'{kind} cannot be exported as a whole, only {sorted(FAMILIES)}; '
+        raise UserError(f'{kind} cannot be exported as a whole, only {sorted(FAMILIES)}; '
                          'its ResT can (--part backbone)')
     proto = to_onnx(wrapper(replace_constants(model)).eval(), metadata or {})
     content = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     result = {}
-    for number, size in enumerate(gate.SIZES):
-        image = gate.pictures(size, images, number)
+    for number, size in enumerate(verify.SIZES):
+        image = verify.pictures(size, images, number)
         if backbone:
             image = (image - 128.) / 64.  # about what normalisation gives
         outputs = session.run(None, dict(image=image.numpy()))
         try:
             errors = check(model, image, outputs)
-        except ValueError as error:
+        except UserError as error:
             sizes = 'x'.join(map(str, size))
-            raise ValueError(f"not written: at {sizes}, ONNX disagrees with mm's predict: "
+            raise UserError(f"not written: at {sizes}, ONNX disagrees with mm's predict: "
                              f'{error}') from error
         for name, value in errors.items():
             result[name] = max(value, result.get(name, 0.))
@@ -103,9 +101,9 @@ def to_onnx(network: nn.Module, metadata: Dict[str, str]):
         import onnx
         import onnxscript  # noqa: F401  torch.onnx writes with it
     except ImportError as error:
-        raise ImportError(f'{error}: {NEEDED}') from error
-    attention.choose(network)
-    image = gate.pictures(EXPORTED)
+        raise MissingPackageError(f'{error}: {NEEDED}') from error
+    emsa_onnx.choose(network)
+    image = verify.pictures(EXPORTED)
     dynamic = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # deprecations inside torch.onnx
@@ -113,8 +111,8 @@ def to_onnx(network: nn.Module, metadata: Dict[str, str]):
             network, (image.float() if isinstance(network, Backbone) else image, ),
             dynamo=True, verbose=False, input_names=['image'], output_names=list(network.names),
             dynamic_shapes=dict(image={0: dynamic, 2: dynamic, 3: dynamic}),
-            custom_translation_table={**attention.translations(), **detectors.translations()})
-    proto = attention.fill(program.model_proto)
+            custom_translation_table={**emsa_onnx.translations(), **detectors.translations()})
+    proto = emsa_onnx.fill(program.model_proto)
     for axis, name in ((0, 'batch'), (2, 'height'), (3, 'width')):
         proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
     onnx.helper.set_model_props(proto, metadata)

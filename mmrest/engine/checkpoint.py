@@ -6,6 +6,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
+from ..errors import UserError
 from ..files import write_whole
 
 
@@ -31,7 +32,7 @@ class WholeFiles(LocalBackend):
 
     def join_path(self, filepath: str, *filepaths: str) -> str:
         if '://' in filepath:  # LocalBackend would make a folder of that name
-            raise ValueError(f"out_dir={filepath!r} is not a local folder, which "
+            raise UserError(f"out_dir={filepath!r} is not a local folder, which "
                              "backend_args=dict(backend='whole') needs: set backend_args=None")
         return super().join_path(filepath, *filepaths)
 

@@ -7,6 +7,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..safe_reading import named_tensors, read_file, read_state_dict
 
 DETECTION_LARGE = (
@@ -55,14 +56,14 @@ def load_weights(model: nn.Module,
                  digest: str = '') -> Dict[str, Tensor]:
     """:func:`load_pretrained` of tensors that were read from ``checkpoint``."""
     if in_channels not in (None, 'adapt'):
-        raise ValueError(f"{in_channels=} must be 'adapt' or None")
+        raise UserError(f"{in_channels=} must be 'adapt' or None")
     this = f'{type(model).__name__}(arch={model.arch!r})'
     if prefix:
         names, state = list(state), {
             k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)
         }
         if not state:
-            raise ValueError(
+            raise UserError(
                 f'checkpoint={str(checkpoint)!r} has no parameter whose name starts with '
                 f'{prefix=} for {this}; it has {_few(names)}')
     parts = [model.stage_names(i) for i in range(model.num_stages)]
@@ -94,7 +95,7 @@ def load_weights(model: nn.Module,
         hint = ''
         if not prefix and any(k.startswith('backbone.') for k in state):
             hint = "; its names start with 'backbone.': set prefix='backbone.'"
-        raise ValueError(f'checkpoint={str(checkpoint)!r}, which looks like '
+        raise UserError(f'checkpoint={str(checkpoint)!r}, which looks like '
                          f'{_guess(state)}, does not fit {this}: '
                          f'{"; ".join(problems)}{hint}')
 
@@ -151,7 +152,7 @@ class ResTHead:
         shapes = [None if value is None else tuple(value.shape) for value in head.values()]
         wanted = [tuple(module.fc.weight.shape), tuple(module.fc.bias.shape)]
         if shapes != wanted:
-            raise ValueError(f'checkpoint={str(self.checkpoint)!r} has head.weight and '
+            raise UserError(f'checkpoint={str(self.checkpoint)!r} has head.weight and '
                              f'head.bias of shapes {shapes}; this head needs {wanted}')
         module.fc.load_state_dict(head)
         print_log(f'classification head: loaded from {self.checkpoint}', 'current')

@@ -9,7 +9,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 from torch.testing import assert_close
 
-from mmrest.deploy import dense, gate
+from mmrest.deploy import dense, verify
 from mmrest.deploy.export import FAMILIES
 
 from .models import build
@@ -24,7 +24,7 @@ def test_equal_to_predict(family, backbone):
     wrapper, check = FAMILIES[type(model).__name__]
     network = wrapper(dense.replace_constants(model)).eval()
     for number, shape in enumerate([(1, 75, 130), (3, 97, 61)]):
-        images = gate.pictures(shape, first=number)
+        images = verify.pictures(shape, first=number)
         with torch.no_grad():
             output = network(images)
         B, H, W = shape
@@ -43,7 +43,7 @@ def test_equal_to_predict(family, backbone):
     (SegDataPreProcessor(**NORM, size=(99, 99), test_cfg=dict(size_divisor=16)), (64, 64)),
 ])
 def test_preprocessed_as_mm_does_it(preprocessor, shape):
-    images = gate.pictures((2, 50, 61))
+    images = verify.pictures((2, 50, 61))
     bgr = list(images.flip(1))
     data = preprocessor(dict(inputs=bgr, data_samples=[SegDataSample() for _ in bgr] if (
         isinstance(preprocessor, SegDataPreProcessor)) else None), False)
@@ -55,11 +55,11 @@ def test_preprocessed_as_mm_does_it(preprocessor, shape):
 def test_padding_of_a_segmenter_is_cut_off():
     model = build('semantic_fpn')
     model.data_preprocessor.test_cfg = dict(size_divisor=32)
-    images = gate.pictures((2, 75, 130))
+    images = verify.pictures((2, 75, 130))
     with torch.no_grad():
         labels = dense.Segmenter(model)(images)
     assert labels.shape == (2, 75, 130)
-    assert gate.check_label_maps(model, images, [labels.numpy()])['pixels wrong'] == 0
+    assert verify.check_label_maps(model, images, [labels.numpy()])['pixels wrong'] == 0
 
 
 @pytest.mark.parametrize('bins', [1, 2, 3, 6, (2, 3)])

@@ -6,7 +6,7 @@ from mmcv.ops import batched_nms
 from mmengine.config import ConfigDict
 from torch.testing import assert_close
 
-from mmrest.deploy import detectors, gate
+from mmrest.deploy import detectors, verify
 from mmrest.deploy.export import FAMILIES
 
 from .models import build
@@ -22,7 +22,7 @@ def test_equal_to_predict_to_the_last_digit(family, backbone):
     network = wrapper(model).eval()
     assert network.names[3:] == (('masks', ) if family == 'mask_rcnn' else ())
     for number, shape in enumerate([(1, 75, 130), (3, 97, 61)]):
-        images = gate.pictures(shape, first=number)
+        images = verify.pictures(shape, first=number)
         with torch.no_grad():
             outputs = [output.numpy() for output in network(images)]
         n = (model.test_cfg.get('rcnn') or model.test_cfg).max_per_img
@@ -39,7 +39,7 @@ def test_nothing_is_found_where_nothing_is():
     model = build('mask_rcnn')
     torch.nn.init.constant_(model.roi_head.bbox_head.fc_cls.bias[-1:], 1e4)  # background
     with torch.no_grad():
-        boxes, scores, labels, masks = detectors.TwoStage(model)(gate.pictures((2, 64, 64)))
+        boxes, scores, labels, masks = detectors.TwoStage(model)(verify.pictures((2, 64, 64)))
     assert (labels == -1).all() and not boxes.any() and not scores.any() and not masks.any()
     assert masks.shape == (2, 100, 28, 28)
 
@@ -79,4 +79,4 @@ def test_another_suppression_is_refused():
     model = build('retinanet')
     model.test_cfg.nms.type = 'soft_nms'
     with pytest.raises(ValueError, match="nms.type='soft_nms'"):
-        detectors.OneStage(model)(gate.pictures((1, 64, 64)))
+        detectors.OneStage(model)(verify.pictures((1, 64, 64)))

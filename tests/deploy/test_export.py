@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from mmrest import ResT
 from mmrest.apis import read_config
-from mmrest.deploy import describe, export, gate
+from mmrest.deploy import describe, export, verify
 from mmrest.deploy.export import FAMILIES as CHECKS
 from mmrest.models.layers import EMSA
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
     reason='torch before 2.6 cannot export dynamic sizes')
 ALL = [(family, backbone) for backbone in ('ResT', 'ResTV2') for family in (
     'mask_rcnn', 'classifier', 'retinanet', 'faster_rcnn', 'semantic_fpn', 'upernet')]
-OTHERS = ((2, 64, 96), (1, 200, 90), (3, 53, 77))  # sizes beside those of the gate
+OTHERS = ((2, 64, 96), (1, 200, 90), (3, 53, 77))  # sizes beside those of verify.py
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +47,7 @@ def each(many):
 
 
 def check(model, session, shape):
-    images = gate.pictures(shape, first=9)
+    images = verify.pictures(shape, first=9)
     outputs = session.run(None, dict(image=images.numpy()))
     return outputs, CHECKS[type(model).__name__][1](model, images, outputs)
 
@@ -70,7 +70,7 @@ def test_openvino_agrees(exported, many):
         compiled = openvino.Core().compile_model(
             path, 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))
         for shape in OTHERS:
-            images = gate.pictures(shape, first=9)
+            images = verify.pictures(shape, first=9)
             outputs = list(compiled(images.numpy()).values())
             CHECKS[type(model).__name__][1](model, images, outputs)
 

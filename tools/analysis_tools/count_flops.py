@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config, DictAction
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmrest.apis import build_model, example, exit_on_user_error, read_config
+from mmrest.apis import build_model, dummy_inputs, exit_on_user_error, read_config
 
 aten = torch.ops.aten
 LAYERS = (aten.convolution, aten.mm, aten.addmm)
@@ -22,7 +22,7 @@ LAYERS = (aten.convolution, aten.mm, aten.addmm)
 def count(cfg: Config, shape: Tuple[int, int]) -> Tuple[int, int, int]:
     """Parameters, multiply-adds as published, and with those of the attention."""
     model = build_model(cfg)
-    inputs = example(cfg, model, shape)
+    inputs = dummy_inputs(cfg, model, shape)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(**inputs, mode='tensor')

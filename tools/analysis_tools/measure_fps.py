@@ -10,13 +10,13 @@ import torch
 from mmengine.config import DictAction
 from torch.utils.benchmark import Measurement, Timer
 
-from mmrest.apis import build_model, example, exit_on_user_error, read_config
+from mmrest.apis import build_model, dummy_inputs, exit_on_user_error, read_config
 
 
 def measure(cfg, shape, batch: int, device: str, amp: bool, seconds: float) -> Measurement:
     """Time forward passes of ``batch`` black images for ``seconds``, after a warm-up."""
     model = build_model(cfg).to(device)
-    inputs = example(cfg, model, shape, batch)
+    inputs = dummy_inputs(cfg, model, shape, batch)
 
     @torch.no_grad()
     def forward():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmrest import ResT
 from mmrest.apis import build_model, exit_on_user_error, find_rest, read_config, read_image
+from mmrest.errors import UserError
 from mmrest.ops.emsa import attention_map
 
 
@@ -38,12 +39,12 @@ def attention_of_point(rest: ResT, inputs: Tensor, point: Tuple[int, int], stage
     """
     height, width = inputs.shape[-2:]
     if not (0 <= point[0] < height and 0 <= point[1] < width):
-        raise ValueError(f'point={tuple(point)} must be in the image of {height} x {width}')
+        raise UserError(f'point={tuple(point)} must be in the image of {height} x {width}')
     if not 1 <= stage <= len(rest.depths):
-        raise ValueError(f'{stage=} must be from 1 to {len(rest.depths)}')
+        raise UserError(f'{stage=} must be from 1 to {len(rest.depths)}')
     depth = rest.depths[stage - 1]
     if not -depth <= block < depth:
-        raise ValueError(f'{block=} must be from {-depth} to {depth - 1} in stage {stage}')
+        raise UserError(f'{block=} must be from {-depth} to {depth - 1} in stage {stage}')
     attn = getattr(rest, f'stage{stage}')[block].attn
     seen = []
     hook = attn.register_forward_hook(lambda _, args, out: seen.append(args))

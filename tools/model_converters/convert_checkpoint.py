@@ -37,6 +37,7 @@ from torch import Tensor
 
 from mmrest import ResT, ResTV2
 from mmrest.apis import exit_on_user_error
+from mmrest.errors import UserError
 from mmrest.files import write_whole
 from mmrest.safe_reading import read_state_dict
 
@@ -112,16 +113,16 @@ class Conversion:
                     '--cfg-options model.backbone.init_cfg.type=Pretrained '
                     'model.backbone.init_cfg.checkpoint=IN'
                     + (f' model.backbone.init_cfg.prefix={prefix}' if prefix else ''))
-            raise ValueError(f'a {self.family.name} in the layout {source} cannot be converted '
+            raise UserError(f'a {self.family.name} in the layout {source} cannot be converted '
                              f'to {target}; {reason}')
         if detectron2_input and self.family is CLASSIFIER:
-            raise ValueError('--input-format and --pixel-std are for detectron2 only')
+            raise UserError('--input-format and --pixel-std are for detectron2 only')
         if target != 'detectron2' and cfg_options:
-            raise ValueError('--cfg-options is for mmdet -> detectron2 only')
+            raise UserError('--cfg-options is for mmdet -> detectron2 only')
         options = self.options if target == 'detectron2' else ()
         lacking = [o for o in options if cfg_options.get(o.split('=')[0]) is not True]
         if lacking:
-            raise ValueError(
+            raise UserError(
                 f"detectron2's network differs from mmdet's without {' '.join(lacking)}, and "
                 'weights do not show how they were trained. If yours were trained with these '
                 f'options, add --cfg-options {" ".join(options)}')
@@ -138,19 +139,19 @@ class Conversion:
             said = f'pixel_mean={mean.flatten().tolist()} in the checkpoint'
             orders = [order for order in ('BGR', 'RGB') if _close(mean, _ordered(MEAN, order))]
             if not orders:
-                raise ValueError(f'{said} is not {MEAN}, in RGB or BGR, of the configs here. A '
+                raise UserError(f'{said} is not {MEAN}, in RGB or BGR, of the configs here. A '
                                  'convolution without bias cannot make up for that')
             if input_format not in (None, *orders):
-                raise ValueError(f'--input-format {input_format} contradicts {said}, which is '
+                raise UserError(f'--input-format {input_format} contradicts {said}, which is '
                                  f'{orders[0]}')
             self.input_format = orders[0]
         if std is not None:
             if pixel_std and not _close(std, pixel_std):
-                raise ValueError(f'--pixel-std {tuple(pixel_std)} contradicts pixel_std='
+                raise UserError(f'--pixel-std {tuple(pixel_std)} contradicts pixel_std='
                                  f'{std.flatten().tolist()} in the checkpoint')
             self.pixel_std = tuple(std.flatten().tolist())
         if len(self.pixel_std) != 3 or not all(value > 0 for value in self.pixel_std):
-            raise ValueError(f'pixel_std={self.pixel_std} must be three numbers above 0')
+            raise UserError(f'pixel_std={self.pixel_std} must be three numbers above 0')
         if self.source == 'detectron2' and (mean is None or std is None):
             self.assumed.append(
                 f'assumed: input {self.input_format}, std {_numbers(self.pixel_std)}, because '
@@ -162,7 +163,7 @@ class Conversion:
         for name, value in buffers.items():
             wanted = known.get(name.rpartition('.')[2])
             if wanted is None or not _close(value, wanted):
-                raise ValueError(f'the anchors {name} in the checkpoint differ from those of '
+                raise UserError(f'the anchors {name} in the checkpoint differ from those of '
                                  f'the configs here (sizes {sizes}, ratios 0.5, 1 and 2)')
             self.dropped.append(f'{name}: the mm config has the same anchors (compared)')
 
@@ -179,10 +180,10 @@ class Conversion:
         lacking = [name for name in names
                    if name not in state and not name.endswith('num_batches_tracked')]
         if lacking:
-            raise ValueError(f'the checkpoint lacks {_few(lacking)}')
+            raise UserError(f'the checkpoint lacks {_few(lacking)}')
         surplus = [name for name in state if name not in names]
         if surplus:
-            raise ValueError(
+            raise UserError(
                 f'{self.source} has no {_few(surplus)} in a {self.family.name}')
         outputs = {mm: state[f'{old}.weight'].shape[:1].numel()
                    for mm, (old, _) in modules.items()}
@@ -193,7 +194,7 @@ class Conversion:
             shapes.update({f'{old}.weight': shape, f'{old}.bias': shape[:1]})
         for name, shape in shapes.items():
             if name in state and state[name].shape != shape:
-                raise ValueError(
+                raise UserError(
                     f'{name} is {tuple(state[name].shape)}; in a {self.family.name} with '
                     f'{self.num_classes} classes and this backbone and FPN it is '
                     f'{tuple(shape)}')
@@ -292,7 +293,7 @@ def _few(names: Iterable[str]) -> str:
 
 def read(path: str) -> State:
     if path.endswith('.pkl'):
-        raise ValueError(
+        raise UserError(
             f'{path} is a pickle of NumPy arrays, which cannot be read without running what '
             'it asks for. If you trust it, save its weights as tensors first: python -c '
             '"import pickle, torch; m = pickle.load(open(\'IN.pkl\', \'rb\'), '
@@ -333,7 +334,7 @@ def main() -> None:
         help='for mmdet -> detectron2: options that the detector was trained with')
     args = parser.parse_args()
     if args.out.suffix not in ('.pth', '.safetensors'):
-        raise ValueError(f'OUT={str(args.out)!r} must end in .pth or .safetensors')
+        raise UserError(f'OUT={str(args.out)!r} must end in .pth or .safetensors')
     conversion = Conversion(read(args.checkpoint), args.to, args.input_format, args.pixel_std,
                             args.cfg_options)
     write(conversion.result, args.out, args.to)

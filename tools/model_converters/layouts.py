@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmrest import ResT, ResTV2
+from mmrest.errors import UserError
 from mmrest.models.checkpoint import DETECTION_LARGE
 
 # Modules of detectron2 by those of mmdet; each has a weight and a bias.
@@ -128,10 +129,10 @@ def recognise(state: Dict[str, Tensor]) -> Tuple[str, Family]:
             return 'detectron2', RETINANET
         if has('proposal_generator.', 'roi_heads.'):
             return 'detectron2', MASK_RCNN if has('roi_heads.mask_head.') else FASTER_RCNN
-        raise ValueError("the checkpoint is a backbone of detectron2's with no head: there is "
+        raise UserError("the checkpoint is a backbone of detectron2's with no head: there is "
                          'no detector to convert')
     if has('backbone.') and has('decode_head.'):
-        raise ValueError("the checkpoint is mmseg's, whose heads are in no other layout")
+        raise UserError("the checkpoint is mmseg's, whose heads are in no other layout")
     if has('backbone.') and has('rpn_head.', 'roi_head.'):
         return 'mmdet', MASK_RCNN if has('roi_head.mask_head.') else FASTER_RCNN
     if has('backbone.') and has('bbox_head.'):
@@ -140,7 +141,7 @@ def recognise(state: Dict[str, Tensor]) -> Tuple[str, Family]:
         return 'mmpretrain', CLASSIFIER
     if has('stem.') and has('head.'):
         return 'published', CLASSIFIER
-    raise ValueError(f'the names in the checkpoint ({", ".join(list(state)[:3])}, ...) are not '
+    raise UserError(f'the names in the checkpoint ({", ".join(list(state)[:3])}, ...) are not '
                      f'those of a classifier or detector in the layouts {sorted(PREFIXES)}')
 
 
@@ -160,7 +161,7 @@ def backbone_arch(state: Dict[str, Tensor], prefix: str) -> Tuple[Type[ResT], di
             for name in ('norm1', 'mlp.fc1', 'attn.transform_conv', 'attn.sr'))
         for name, value, ndim in (('norm1', norm, 1), ('mlp.fc1', fc1, 2)):
             if value is None or value.ndim != ndim or value.numel() == 0:
-                raise ValueError(f'the backbone is not a {kind.__name__} of four stages: it '
+                raise UserError(f'the backbone is not a {kind.__name__} of four stages: it '
                                  f'has no {stage}0.{name}.weight of {ndim} dimensions')
         arch['embed_dims'].append(len(norm))
         arch['depths'].append(
@@ -171,7 +172,7 @@ def backbone_arch(state: Dict[str, Tensor], prefix: str) -> Tuple[Type[ResT], di
     if kind is ResTV2:
         del arch['num_heads']
         if (arch['embed_dims'][0], arch['depths']) == (128, [2, 3, 16, 3]):
-            raise ValueError(f'the backbone is {DETECTION_LARGE}')
+            raise UserError(f'the backbone is {DETECTION_LARGE}')
     return kind, arch
 
 
@@ -206,7 +207,7 @@ def module_shapes(family: Family, embed_dims: List[int],
     elif family.head == _BOX_HEAD:
         classes -= 1  # background, which is last
     if odd or classes < 1:
-        raise ValueError(f'the classification layer has {outputs[family.head]} outputs, which '
+        raise UserError(f'the classification layer has {outputs[family.head]} outputs, which '
                          f'is not possible in a {family.name}')
     channels = outputs.get('neck.lateral_convs.0.conv', 0)
     hidden = outputs.get('roi_head.bbox_head.shared_fcs.0', 0)

@@ -91,7 +91,7 @@ class EMSA(nn.Module):
 
         There its backward takes ten times as long in bfloat16 (oneDNN 3.7), for few products.
         """
-        if not _autocast_on_cpu():
+        if not torch.is_autocast_enabled('cpu'):
             return self.sr(image)
         with torch.autocast('cpu', enabled=False):
             return self.sr(image.to(next(self.sr.parameters()).dtype))
@@ -116,9 +116,3 @@ def _units(h: int, like: Tensor) -> Tensor:
     # Times 256, a weight keeps its digits beside a larger bias, in 16 bits too.
     units = 256 * torch.eye(h, h + 1, device=like.device).to(like.dtype)
     return units[None, :, :, None]
-
-
-def _autocast_on_cpu() -> bool:
-    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
-        return torch.is_autocast_enabled('cpu')
-    return torch.is_autocast_cpu_enabled()

@@ -8,18 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import chunked, reference
-from .library import check
+from .custom_op import check
 
 BACKENDS = {'reference': reference, 'chunked': chunked}
 try:
-    from triton import __version__ as version
+    from . import fused
 except ImportError as error:  # there are platforms without Triton
     NO_TRITON = f'the package triton cannot be imported ({error})'
 else:
-    is_old = tuple(int(part) for part in version.split('.')[:2]) < (3, 3)
-    NO_TRITON = f'triton {version} is older than 3.3' if is_old else ''
-if not NO_TRITON:
-    from . import fused
+    NO_TRITON = ''
     BACKENDS['triton'] = fused
 
 
@@ -146,13 +143,14 @@ def _choose(q: Tensor) -> str:
 @torch.compiler.assume_constant_result
 def _is_exporting() -> bool:
     """Whether torch.export, torch.onnx or torch.jit.trace is writing a graph."""
-    is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # not in torch 2.1
-    return is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 @torch.compiler.assume_constant_result
 def _in_torch_func() -> bool:
-    return torch._C._are_functorch_transforms_active()
+    # A private name. Without it, PyTorch's own error says what torch.func needs.
+    is_active = getattr(torch._C, '_are_functorch_transforms_active', None)
+    return is_active is not None and is_active()
 
 
 @torch.compiler.assume_constant_result

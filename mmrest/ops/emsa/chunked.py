@@ -8,7 +8,7 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from .library import EMSAFunction, empty_heads, opaque
+from .custom_op import EMSAFunction, empty_heads, opaque
 
 # BLOCK is the number of elements of one head's map in a block, for each CPU thread: few enough
 # to stay in its cache between passes, enough to keep it busy. MOST is the limit over all heads
@@ -93,8 +93,7 @@ def chunked_backward(grad: Tensor, out: Tensor, r: Tensor, q: Tensor, k: Tensor,
                 d_attn.addcmul_(centred, slope[block.b][..., None, None])
             centred = _round(centred, rounded)
             dv[block.b].add_(block.sum(centred.transpose(-2, -1) @ g))
-            d_scores = torch._softmax_backward_data(d_attn, attn, -1, dtype,
-                                                    grad_input=d_mixed)
+            d_scores = _softmax_backward(d_attn, attn, out=d_mixed)
             if weight is not None:
                 dmix += (d_mixed.flatten(2) @ scores.flatten(2).transpose(1, 2)).sum(0)
                 d_scores = _mix(weight.t(), d_mixed, out=attn)
@@ -104,6 +103,14 @@ def chunked_backward(grad: Tensor, out: Tensor, r: Tensor, q: Tensor, k: Tensor,
         dk *= scale
         dmix = r.new_empty(0) if mix is None else dmix.to(mix.dtype)
     return dq, dk.to(k.dtype), dv.to(v.dtype), dmix
+
+
+def _softmax_backward(grad: Tensor, softmax: Tensor, out: Tensor) -> Tensor:
+    """The gradient of softmax's input over the last axis, in ``out``."""
+    if hasattr(torch, '_softmax_backward_data'):  # private: one pass instead of four
+        return torch._softmax_backward_data(grad, softmax, -1, grad.dtype, grad_input=out)
+    mean = torch.linalg.vecdot(grad, softmax)[..., None]
+    return torch.mul(torch.sub(grad, mean, out=out), softmax, out=out)
 
 
 def _dtypes(q: Tensor) -> Tuple[torch.dtype, torch.dtype]:
@@ -116,7 +123,7 @@ def _dtypes(q: Tensor) -> Tuple[torch.dtype, torch.dtype]:
 @torch.compiler.assume_constant_result
 def _multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for products of bfloat16, which oneDNN uses."""
-    supported = getattr(torch.cpu, '_is_avx512_bf16_supported', None)  # not in torch 2.1
+    supported = getattr(torch.cpu, '_is_avx512_bf16_supported', None)  # private: may go
     return supported is not None and torch.backends.mkldnn.is_available() and supported()
 
 

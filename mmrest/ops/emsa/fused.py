@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from . import kernels
-from .library import EMSAFunction, empty_heads, opaque
+from .custom_op import EMSAFunction, empty_heads, opaque
 from .tiles import HEADS, takes_wide, tile
 
 # Bytes of the two maps of a chunk in backward, and a number of programs that keeps every

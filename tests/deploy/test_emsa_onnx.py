@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmrest.deploy import attention
+from mmrest.deploy import emsa_onnx
 from mmrest.ops import emsa_attention
 
 onnx = pytest.importorskip('onnx')
@@ -15,16 +15,16 @@ OPSET = 18
 def make(mix, normalize, eps=1e-5):
     """A graph of the attention alone."""
     names = ['q', 'k', 'v'] + ['mix'] * mix
-    node = helper.make_node(attention.function_name(mix, normalize), names, ['out'],
-                            domain=attention.DOMAIN, eps=eps)
+    node = helper.make_node(emsa_onnx.function_name(mix, normalize), names, ['out'],
+                            domain=emsa_onnx.DOMAIN, eps=eps)
     inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * (
         2 if name == 'mix' else 4)) for name in names]
     out = helper.make_tensor_value_info('out', onnx.TensorProto.FLOAT, [None] * 4)
     model = helper.make_model(
         helper.make_graph([node], 'g', inputs, [out]), ir_version=10,
         opset_imports=[helper.make_opsetid(*domain) for domain in (
-            ('', OPSET), (attention.DOMAIN, 1))])
-    return attention.fill(model)
+            ('', OPSET), (emsa_onnx.DOMAIN, 1))])
+    return emsa_onnx.fill(model)
 
 
 # M a power of two and not; blocks of one query, of some, that fit N and not, and one block.
@@ -34,7 +34,7 @@ def make(mix, normalize, eps=1e-5):
 @pytest.mark.parametrize('mix', [False, True])
 @pytest.mark.parametrize('normalize', [False, True])
 def test_equal_to_the_equations(B, h, N, M, d, mix, normalize, block, monkeypatch):
-    monkeypatch.setattr(attention, 'BLOCK', block)
+    monkeypatch.setattr(emsa_onnx, 'BLOCK', block)
     torch.manual_seed(0)
     q, k, v = (torch.randn(B, h, n, d) for n in (N, M, M))
     weight = torch.randn(h, h)

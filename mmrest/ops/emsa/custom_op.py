@@ -16,13 +16,9 @@ def opaque(name: str, fake: Callable) -> Callable:
     Args:
         name (str): Its name among ``torch.ops.mmrest``.
         fake (Callable): Takes the same arguments, returns empty tensors like the results.
-
-    Before torch 2.4, which has no ``custom_op``, the function stays as it is.
     """
 
     def decorate(function: Callable) -> Callable:
-        if not hasattr(torch.library, 'custom_op'):
-            return function
         op = torch.library.custom_op(f'mmrest::{name}', function, mutates_args=())
         op.register_fake(fake)
 

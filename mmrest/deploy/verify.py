@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 BOX_TOLERANCE = 0.1  # pixels
 SCORE_TOLERANCE = 1e-3
 PIXEL_TOLERANCE = 1e-3  # share of the pixels of label maps, and of masks within their boxes
@@ -118,13 +120,13 @@ def match(wanted, found: List[Tensor], cfg) -> Tensor:
     missing[pairs[:, 0]] = False
     lone = torch.cat([wanted.scores[missing], scores[free]])
     if (lone > floor + SCORE_TOLERANCE).any():
-        raise ValueError(
+        raise UserError(
             f'{int(missing.sum())} of {len(missing)} boxes of mm have none within '
             f'{BOX_TOLERANCE} px and {SCORE_TOLERANCE} of score, and {int(free.sum())} of '
             f'{len(free)} boxes of ONNX; the highest such score is {lone.max():.4f}')
     order = wanted.scores[pairs[pairs[:, 1].argsort(), 0]]
     if (order[1:] - order[:-1] > SCORE_TOLERANCE).any():
-        raise ValueError(f'boxes are in another order: {order.tolist()}')
+        raise UserError(f'boxes are in another order: {order.tolist()}')
     return pairs
 
 
@@ -195,4 +197,4 @@ def check_features(model: nn.Module, images: Tensor, outputs: Outputs) -> Dict[s
 
 def refuse_above(name: str, error: float, most: float, unit: str = '') -> None:
     if not error <= most:  # NaN too
-        raise ValueError(f'{name}: {error:.1e} off, at most {most:.0e} {unit}'.rstrip())
+        raise UserError(f'{name}: {error:.1e} off, at most {most:.0e} {unit}'.rstrip())
