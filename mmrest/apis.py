@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from .errors import UserError
 from .models import ResT
 from .safe_reading import read_state_dict
+from .utils import moved
+
+__getattr__ = moved(__name__, example='mmrest.apis.dummy_inputs')
 
 
 def exit_on_user_error(main: Callable) -> Callable:

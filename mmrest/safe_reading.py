@@ -23,6 +23,7 @@ from mmengine.optim import scheduler
 from torch import Tensor
 
 from .errors import MissingPackageError, UserError
+from .utils import moved
 
 try:
     from numpy._core import multiarray
@@ -47,6 +48,9 @@ SCHEDULERS = {
     for name, value in vars(scheduler).items()
     if isinstance(value, type) and value.__module__.startswith(scheduler.__name__)
 }
+
+
+__getattr__ = moved(__name__, load_safely='mmrest.safe_reading.register_safe_loader')
 
 
 class UnsafeCheckpointError(UserError):

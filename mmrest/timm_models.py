@@ -7,7 +7,7 @@
 This brings them to segmentation_models_pytorch (as ``'tu-rest_small'``), to transformers'
 TimmBackbone and to detrex, too.
 """
-from typing import Callable, List
+from typing import List
 
 from timm.models import FeatureInfo, register_model
 from torch import Tensor
@@ -49,19 +49,50 @@ class ResTV2Features(Features, ResTV2):
     pass
 
 
-def _entrypoint(name: str, model: type, arch: str) -> Callable:
-
-    def create(pretrained=False, features_only=False, in_chans=3, out_indices=(0, 1, 2, 3),
-               pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs):
-        if pretrained or not features_only:
-            raise ValueError(f'{name}: {pretrained=}, {features_only=} must be False and True; '
-                             'give weights by checkpoint_path')
-        return model(arch, in_chans, out_indices, **kwargs)
-
-    create.__name__ = name
-    return register_model(create)
+def _create(model: type, arch: str, pretrained=False, features_only=False, in_chans=3,
+            out_indices=(0, 1, 2, 3), pretrained_cfg=None, pretrained_cfg_overlay=None,
+            cache_dir=None, **kwargs) -> Features:
+    if pretrained or not features_only:
+        raise ValueError(f'{arch}: {pretrained=}, {features_only=} must be False and True; '
+                         'give weights by checkpoint_path')
+    return model(arch, in_chans, out_indices, **kwargs)
 
 
-for _prefix, _model in (('rest', ResTFeatures), ('restv2', ResTV2Features)):
-    for _arch in _model.arch_zoo:
-        globals()[f'{_prefix}_{_arch}'] = _entrypoint(f'{_prefix}_{_arch}', _model, _arch)
+@register_model
+def rest_lite(**kwargs) -> Features:
+    return _create(ResTFeatures, 'lite', **kwargs)
+
+
+@register_model
+def rest_small(**kwargs) -> Features:
+    return _create(ResTFeatures, 'small', **kwargs)
+
+
+@register_model
+def rest_base(**kwargs) -> Features:
+    return _create(ResTFeatures, 'base', **kwargs)
+
+
+@register_model
+def rest_large(**kwargs) -> Features:
+    return _create(ResTFeatures, 'large', **kwargs)
+
+
+@register_model
+def restv2_tiny(**kwargs) -> Features:
+    return _create(ResTV2Features, 'tiny', **kwargs)
+
+
+@register_model
+def restv2_small(**kwargs) -> Features:
+    return _create(ResTV2Features, 'small', **kwargs)
+
+
+@register_model
+def restv2_base(**kwargs) -> Features:
+    return _create(ResTV2Features, 'base', **kwargs)
+
+
+@register_model
+def restv2_large(**kwargs) -> Features:
+    return _create(ResTV2Features, 'large', **kwargs)

@@ -12,10 +12,11 @@ from mmengine.runner import Runner
 from ..errors import UserError
 from ..models import ResT, ResTV2
 from ..safe_reading import read_state_dict
-from ..utils import MIM
 from ..version import __version__
 from .split import Split
 
+# An installation puts them here, see setup.py.
+CONFIGS = Path(__file__).parents[1] / '.mim/configs'
 BASES = dict(  # the first is the default
     boxes={'faster-rcnn': 'faster_rcnn/rest_small_fpn_1x_coco.py',
            'retinanet': 'retinanet/rest_small_fpn_1x_coco.py'},
@@ -40,7 +41,7 @@ class Writer:
     """A config whose chosen values are variables with a comment, at the top of its text."""
 
     def __init__(self, path: str):
-        full = Config.fromfile(MIM / 'configs' / path)
+        full = Config.fromfile(CONFIGS / path)
         known = ['custom_imports', *inspect.signature(Runner).parameters]
         self.cfg = ConfigDict({k: full[k] for k in known if k in full and k != 'work_dir'})
         for node in _dicts(self.cfg):

@@ -2,10 +2,12 @@
 from typing import Tuple, Union
 
 import torch
+from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from .layers import PixelAttention, Stem, channels_last
+from .layers import EMSA, PatchEmbed, PixelAttention, Stem, channels_last
+from .rest import ResT
 
 
 class ResNetStem(nn.Module):
@@ -78,30 +80,40 @@ ATTENTIONS = {
 }
 
 
-class Variant:
-    """What ResT's arguments ``stem``, ``position``, ``attention`` and ``img_size`` select.
+@MODELS.register_module()
+class ResTAblation(ResT):
+    """ResT with other stems, position encodings or attention.
 
-    Attributes:
-        stem (type): Class of the stem.
-        attention (dict): Arguments of :class:`~mmrest.EMSA`.
+    Arguments that are not below, and errors, are those of :class:`~mmrest.ResT`.
 
-    Raises:
-        ValueError: There is no such variant.
+    Args:
+        stem (str): 'rest', 'resnet' or 'pvt' (table 5). The map of 'pvt' has H / 4 and W / 4
+            rounded down.
+        position (str): 'pa', 'gl' or 'le' (table 7).
+        attention (str): 'emsa', or, of table 6, 'emsa_no_norm' (no instance norm),
+            'emsa_plain' (no 1x1 convolution either) or 'msa' (no reduction either).
+        img_size (int | tuple[int, int]): Height and width of every image, for 'le' alone.
     """
 
-    def __init__(self, stem: str, position: str, attention: str,
-                 img_size: Union[int, Tuple[int, int]]):
+    def __init__(self, *args, stem: str = 'rest', position: str = 'pa', attention: str = 'emsa',
+                 img_size: Union[int, Tuple[int, int]] = 224, **kwargs):
         for name, value, table in (('stem', stem, STEMS), ('position', position, POSITIONS),
                                    ('attention', attention, ATTENTIONS)):
             if value not in table:
                 raise ValueError(f'{name}={value!r} must be one of {sorted(table)}')
-        self.stem, self.attention = STEMS[stem], ATTENTIONS[attention]
-        self._position = position
+        # ResT's constructor builds with these.
+        self.stem_type, self.position, self.attention = STEMS[stem], position, attention
         round_up = 0 if stem == 'pvt' else 3
-        self._hw = [(side + round_up) // 4 for side in to_2tuple(img_size)]  # of stage 0
+        self.stem_hw = [(side + round_up) // 4 for side in to_2tuple(img_size)]
+        super().__init__(*args, **kwargs)
 
-    def position(self, stage: int, embed_dims: int) -> nn.Module:
-        """The position encoding of a stage, from 0."""
-        if self._position != 'le':
-            return POSITIONS[self._position](embed_dims)
-        return LearnedPosition(embed_dims, tuple(-(-side // 2**stage) for side in self._hw))
+    def _embed(self, i: int, in_channels: int, embed_dims: int) -> nn.Module:
+        options = {}
+        if self.position == 'le':
+            options = dict(hw=tuple(-(-side // 2**i) for side in self.stem_hw))
+        pos = POSITIONS[self.position](embed_dims, **options)
+        return (PatchEmbed if i else self.stem_type)(in_channels, embed_dims, pos)
+
+    def _attention(self, embed_dims: int, num_heads: int, sr_ratio: int) -> nn.Module:
+        options = dict(num_heads=num_heads, sr_ratio=sr_ratio, backend=self.backend)
+        return EMSA(embed_dims, **{**options, **ATTENTIONS[self.attention]})

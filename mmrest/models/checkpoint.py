@@ -1,7 +1,7 @@
 """Loads published weights, or our own, into a ResT or a classification head."""
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Union
+from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
@@ -57,33 +57,60 @@ def load_weights(model: nn.Module,
     """:func:`load_pretrained` of tensors that were read from ``checkpoint``."""
     if in_channels not in (None, 'adapt'):
         raise UserError(f"{in_channels=} must be 'adapt' or None")
-    this = f'{type(model).__name__}(arch={model.arch!r})'
-    if prefix:
-        names, state = list(state), {
-            k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)
-        }
-        if not state:
-            raise UserError(
-                f'checkpoint={str(checkpoint)!r} has no parameter whose name starts with '
-                f'{prefix=} for {this}; it has {_few(names)}')
-    parts = [model.stage_names(i) for i in range(model.num_stages)]
-    norms = ('norm.', *(f'{norm}.' for _, _, norm in parts))
-    renamed = {model.own_name(name): value for name, value in state.items()}
-    renamed.update((name, state[name]) for name in renamed if name in state)
-    state = renamed
+    state = _own_names(model, _without_prefix(model, state, checkpoint, prefix))
     stem = _stem_weight(model)
     if in_channels and stem in state and state[stem].shape[1] == 3:
         state[stem] = _adapt(state[stem], model.in_channels)
+    missing, unused = _check_fit(model, state, checkpoint)
+    loaded = OrderedDict((k, state[k]) for k in model.state_dict() if k in state)
+    model.load_state_dict(loaded, strict=False)
+    parameters = {name: p.numel() for name, p in model.named_parameters()}
+    count = sum(n for name, n in parameters.items() if name in loaded)
+    print_log(
+        f'{_describe(model)}: loaded {count:,} of {sum(parameters.values()):,} parameters from '
+        f'{checkpoint}{digest}; missing (left at their initial value): '
+        f'{", ".join(missing) or "none"}; not used: {", ".join(unused) or "none"}',
+        logger='current')
+    return loaded
 
+
+def _describe(model: nn.Module) -> str:
+    return f'{type(model).__name__}(arch={model.arch!r})'
+
+
+def _without_prefix(model: nn.Module, state: Dict[str, Tensor], checkpoint: Union[str, Path],
+                    prefix: Optional[str]) -> Dict[str, Tensor]:
+    """What is named ``prefix...`` in a file, without it."""
+    if not prefix:
+        return state
+    found = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
+    if not found:
+        raise UserError(
+            f'checkpoint={str(checkpoint)!r} has no parameter whose name starts with '
+            f'{prefix=} for {_describe(model)}; it has {_few(state)}')
+    return found
+
+
+def _own_names(model: nn.Module, state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Published names to ours. Where a file has both, ours counts."""
+    renamed = {model.own_name(name): value for name, value in state.items()}
+    renamed.update((name, state[name]) for name in renamed if name in state)
+    return renamed
+
+
+def _check_fit(model: nn.Module, state: Dict[str, Tensor],
+               checkpoint: Union[str, Path]) -> Tuple[List[str], List[str]]:
+    """Raise if the weights do not fit; return the names that they lack, and the unused ones."""
     own = model.state_dict()
     missing = [
         name for name in own
         if name not in state and not name.endswith('num_batches_tracked')
     ]
     unused = [name for name in state if name not in own]
-    not_built = tuple(
-        f'{part}.' for embed, stage, _ in parts[len(model.depths):] for part in (embed, stage))
-    optional = norms + not_built + ('head.', )
+    parts = [model.stage_names(i) for i in range(model.num_stages)]
+    not_built = [
+        f'{name}.' for embed, stage, _ in parts[len(model.depths):] for name in (embed, stage)]
+    optional = ('head.', 'norm.', *(f'{norm}.' for _, _, norm in parts), *not_built)
     lacking = [name for name in missing if not name.startswith(optional)]
     surplus = [name for name in unused if not name.startswith(optional)]
     problems = _other_shapes(model, state)
@@ -93,22 +120,26 @@ def load_weights(model: nn.Module,
         problems.append(f'the model has no {_few(surplus)}')
     if problems:
         hint = ''
-        if not prefix and any(k.startswith('backbone.') for k in state):
+        if any(k.startswith('backbone.') for k in state):
             hint = "; its names start with 'backbone.': set prefix='backbone.'"
-        raise UserError(f'checkpoint={str(checkpoint)!r}, which looks like '
-                         f'{_guess(state)}, does not fit {this}: '
-                         f'{"; ".join(problems)}{hint}')
+        raise UserError(f'checkpoint={str(checkpoint)!r}, which looks like {_guess(state)}, '
+                        f'does not fit {_describe(model)}: {"; ".join(problems)}{hint}')
+    return missing, unused
 
-    loaded = OrderedDict((name, state[name]) for name in own if name in state)
-    model.load_state_dict(loaded, strict=False)
-    parameters = {name: p.numel() for name, p in model.named_parameters()}
-    count = sum(n for name, n in parameters.items() if name in loaded)
-    print_log(
-        f'{this}: loaded {count:,} of {sum(parameters.values()):,} parameters from '
-        f'{checkpoint}{digest}; missing (left at their initial value): '
-        f'{", ".join(missing) or "none"}; not used: {", ".join(unused) or "none"}',
-        logger='current')
-    return loaded
+
+def refuse_published(model: nn.Module, incompatible_keys: Any) -> None:
+    """Refuse a published file in place of a whole model's checkpoint: a hook of ResT.
+
+    PyTorch and MMEngine call it with the names that did not fit so far, of all modules around
+    the ResT, too. MMEngine, and so MMPretrain's ``get_model(pretrained=...)``, would only log
+    them.
+    """
+    unexpected = incompatible_keys.unexpected_keys
+    if 'model' in unexpected or not model.state_dict().keys().isdisjoint(unexpected):
+        raise UserError(
+            'the checkpoint has the names of a published file. It belongs in init_cfg='
+            f"dict(type='Pretrained', checkpoint=...) of the {type(model).__name__}, or "
+            'convert_checkpoint.py makes the checkpoint of a whole classifier of it')
 
 
 @WEIGHT_INITIALIZERS.register_module()

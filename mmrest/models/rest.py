@@ -23,17 +23,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .ablations import Variant
-from .checkpoint import safe_init_cfg
-from .layers import (
-    EMSA,
-    FFN,
-    DropPath,
-    PatchEmbed,
-    channels_last,
-    image_to_tokens,
-    tokens_to_image,
-)
+from .checkpoint import refuse_published, safe_init_cfg
+from .layers import EMSA, FFN, DropPath, PatchEmbed, PixelAttention, Stem
+from .layers.layout import channels_last, image_to_tokens, tokens_to_image
 
 # What the four models of table 1 share.
 COMMON = dict(num_heads=(1, 2, 4, 8), sr_ratios=(8, 4, 2, 1), mlp_ratios=(4, 4, 4, 4))
@@ -61,8 +53,8 @@ class ResT(BaseModule):
     """The four-stage ResT backbone.
 
     Args:
-        arch (str | dict): 'lite', 'small', 'base' or 'large' (table 1 of the paper), or a
-            dict of ``embed_dims``, ``depths``, ``num_heads``, ``sr_ratios`` and, optionally,
+        arch (str | dict): 'lite', 'small', 'base' or 'large' (table 1), or a dict of
+            ``embed_dims``, ``depths``, ``num_heads``, ``sr_ratios`` and, optionally,
             ``mlp_ratios`` (4 each), with one value per stage.
         in_channels (int): Channels of the input image.
         out_indices (int | Sequence[int], optional): The stages whose features are returned,
@@ -80,18 +72,11 @@ class ResT(BaseModule):
         init_cfg (dict | list[dict], optional): ``dict(type='Pretrained', checkpoint=...)``
             loads published weights or our own (``prefix='backbone.'`` for a detector's
             checkpoint), see :func:`~mmrest.models.checkpoint.load_pretrained`. ``None``
-            means the published initialisation: truncated normal with std 0.02 for
-            convolutions and linear layers, biases 0, norms 1 and 0.
-        stem (str): 'rest', or 'resnet' or 'pvt' (table 5).
-        position (str): 'pa', or 'gl' or 'le' (table 7). 'le' fixes the image size.
-        attention (str): 'emsa', or, of table 6, 'emsa_no_norm' (no instance norm),
-            'emsa_plain' (no 1x1 convolution either) or 'msa' (no reduction either).
-        img_size (int | tuple[int, int]): Height and width of every image, for 'le' alone.
+            means the published initialisation: weights normal with std 0.02, biases 0.
         backend (str, optional): What computes the attention, see
             :func:`~mmrest.ops.choose_backend`.
         norm_in_trunk (bool): Feeds each output norm into the next stage, as the published
-            detection code does and its weights need. By default, and in the published
-            classification code, the output norms are beside the trunk.
+            detection code does and its weights need. By default the norms are beside the trunk.
         out_norm (bool): Whether there are output norms. Without them the features are those of
             the last block of each stage.
 
@@ -123,13 +108,13 @@ class ResT(BaseModule):
                  drop_path_rate: Optional[float] = None,
                  with_cp: bool = False,
                  init_cfg: Optional[Union[dict, List[dict]]] = None,
-                 stem: str = 'rest',
-                 position: str = 'pa',
-                 attention: str = 'emsa',
-                 img_size: Union[int, Tuple[int, int]] = 224,
                  backend: Optional[str] = None,
                  norm_in_trunk: bool = False,
-                 out_norm: bool = True):
+                 out_norm: bool = True,
+                 **others):
+        if others:
+            raise TypeError(f'ResT has no argument {", ".join(others)}; stem, position, '
+                            'attention and img_size are those of ResTAblation')
         super().__init__(safe_init_cfg(init_cfg))
         settings = self._settings(arch)
         depths = settings['depths']
@@ -149,7 +134,6 @@ class ResT(BaseModule):
         self.in_channels, self.backend = in_channels, backend
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.with_cp, self.norm_in_trunk, self.out_norm = with_cp, norm_in_trunk, out_norm
-        self.variant = Variant(stem, position, attention, img_size)
 
         last = max(sum(depths) - 1, 1)
         rates = (rate * i / last for i in range(sum(depths)))  # one per block
@@ -159,6 +143,7 @@ class ResT(BaseModule):
         for module in self._frozen():
             module.requires_grad_(False)
         self.train()
+        self.register_load_state_dict_post_hook(refuse_published)
 
     @classmethod
     def _settings(cls, arch: Union[str, Dict[str, Sequence]]) -> dict:
@@ -169,8 +154,7 @@ class ResT(BaseModule):
         if (isinstance(arch, dict) and required <= set(arch) <= required | {'mlp_ratios'}
                 and len({len(values) for values in arch.values()}) == 1):
             values = {key: tuple(values) for key, values in arch.items()}
-            mlp_ratios = (4, ) * len(values['depths'])
-            return {'mlp_ratios': mlp_ratios, 'drop_path_rate': 0., **values}
+            return {'mlp_ratios': (4, ) * len(values['depths']), 'drop_path_rate': 0., **values}
         raise ValueError(f'{arch=} must be one of {sorted(cls.arch_zoo)} or a dict of '
                          f'{sorted(required)} and perhaps mlp_ratios, one value per stage each')
 
@@ -187,46 +171,46 @@ class ResT(BaseModule):
     def _make_stage(self, i: int, settings: dict, rates: Iterator[float]) -> None:
         """Add a stage: embedding, blocks and, if it is returned, output norm."""
         embed, stage, norm = self.stage_names(i)
-        dims = settings['embed_dims']
-        self.add_module(embed, self._embed(i, dims[i - 1] if i else self.in_channels, dims[i]))
-        blocks = []
-        for _ in range(self.depths[i]):
-            attn = self._attention(dims[i], settings['num_heads'][i], settings['sr_ratios'][i])
-            mlp_ratio = settings['mlp_ratios'][i]
-            blocks.append(Block(attn, dims[i], mlp_ratio, next(rates), self.norm_eps))
-        self.add_module(stage, nn.ModuleList(blocks))
+        in_channels, dims = (self.in_channels, *settings['embed_dims'])[i:i + 2]
+        num_heads, sr_ratio = settings['num_heads'][i], settings['sr_ratios'][i]
+        self.add_module(embed, self._embed(i, in_channels, dims))
+        self.add_module(stage, nn.ModuleList(
+            Block(self._attention(dims, num_heads, sr_ratio), dims, settings['mlp_ratios'][i],
+                  next(rates), self.norm_eps) for _ in range(self.depths[i])))
         if i in self.out_indices:
-            out_norm = nn.LayerNorm(dims[i], self.norm_eps) if self.out_norm else nn.Identity()
-            self.add_module(norm, out_norm)
+            self.add_module(norm, nn.LayerNorm(dims, self.norm_eps) if self.out_norm
+                            else nn.Identity())
 
     def _embed(self, i: int, in_channels: int, embed_dims: int) -> nn.Module:
-        pos = self.variant.position(i, embed_dims)
-        return (PatchEmbed if i else self.variant.stem)(in_channels, embed_dims, pos)
+        pos = PixelAttention(embed_dims)
+        return (PatchEmbed if i else Stem)(in_channels, embed_dims, pos)
 
     def _attention(self, embed_dims: int, num_heads: int, sr_ratio: int) -> nn.Module:
-        options = dict(num_heads=num_heads, sr_ratio=sr_ratio, backend=self.backend)
-        return EMSA(embed_dims, **{**options, **self.variant.attention})
+        return EMSA(embed_dims, num_heads, sr_ratio, backend=self.backend)
+
+    def stages(self) -> List[Tuple[nn.Module, nn.ModuleList, Optional[nn.Module]]]:
+        """The embedding, the blocks and the output norm, if it has one, of each stage."""
+        return [tuple(getattr(self, name, None) for name in self.stage_names(i))
+                for i in range(len(self.depths))]
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """(B, in_channels, H, W) -> one contiguous (B, C_i, H_i, W_i) per out_indices.
 
-        H_i is H / 4 (stage 0) to H / 32 (stage 3), rounded up (``stem='pvt'`` rounds its 4
-        down), and W_i likewise.
+        H_i is H / 4 (stage 0) to H / 32 (stage 3), rounded up, and W_i likewise.
         """
         x = channels_last(x)
         outs = []
-        for i in range(len(self.depths)):
-            embed, stage, norm = self.stage_names(i)
-            x = getattr(self, embed)(x)  # (B, C_i, H_i, W_i)
+        for embed, blocks, norm in self.stages():
+            x = embed(x)  # (B, C_i, H_i, W_i)
             hw = x.shape[-2:]
             x = image_to_tokens(x)  # (B, N, C_i)
-            for block in getattr(self, stage):
+            for block in blocks:
                 if self.with_cp and x.requires_grad:
                     x = checkpoint(block, x, hw, use_reentrant=False)
                 else:
                     x = block(x, hw)
-            if i in self.out_indices:
-                out = getattr(self, norm)(x)
+            if norm is not None:
+                out = norm(x)
                 outs.append(tokens_to_image(out, hw).contiguous())
                 if self.norm_in_trunk:
                     x = out
@@ -234,10 +218,10 @@ class ResT(BaseModule):
         return tuple(outs)
 
     def _frozen(self) -> List[nn.Module]:
-        names = ['stem'] if self.frozen_stages == 0 else [
-            name for i in range(self.frozen_stages) for name in self.stage_names(i)
-        ]
-        return [module for name, module in self.named_children() if name in names]
+        if self.frozen_stages == 0:
+            return [self.stem]
+        stages = self.stages()[:max(self.frozen_stages, 0)]
+        return [module for stage in stages for module in stage if module is not None]
 
     def train(self, mode: bool = True) -> 'ResT':
         """Set the mode. Frozen modules, and every BatchNorm if norm_eval, stay in eval."""
@@ -250,31 +234,13 @@ class ResT(BaseModule):
                     module.eval()
         return self
 
-    def _load_from_state_dict(self, *args) -> None:
-        """Refuse a published file in place of a whole model's checkpoint.
-
-        MMEngine's ``load_checkpoint``, and so MMPretrain's ``get_model(pretrained=...)``, would
-        log its names as unexpected and go on.
-        """
-        super()._load_from_state_dict(*args)
-        *_, unexpected, _ = args  # of all modules around this one, too
-        if 'model' in unexpected or not self.state_dict().keys().isdisjoint(unexpected):
-            raise ValueError(
-                'the checkpoint has the names of a published file. It belongs into init_cfg='
-                f"dict(type='Pretrained', checkpoint=...) of the {type(self).__name__}, or "
-                'convert_checkpoint.py makes the checkpoint of a whole classifier of it')
-
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
-        """Depth of a parameter, for MMPretrain's layer-wise decay of the learning rate.
+        """Depth of a parameter and number of depths, for layer-wise decay of learning rates.
 
-        Args:
-            param_name (str): Name of the parameter in the whole model.
-            prefix (str): Prefix of this backbone's names in it.
-
-        Returns:
-            tuple[int, int]: The depth and the number of depths. The stem has depth 0 and each
-            block one more. A patch embedding counts with the block after it, an output norm
-            with the block before it, and what is not in the backbone comes last.
+        ``param_name`` is its name in a whole model, where this backbone's names begin with
+        ``prefix``. The stem has depth 0 and each block one more. A patch embedding counts with
+        the block after it, an output norm with the block before it, and what is not in the
+        backbone comes last.
         """
         num_depths = sum(self.depths) + 2
         depth = 0  # of the last block before the stage

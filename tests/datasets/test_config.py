@@ -56,7 +56,7 @@ def test_what_is_chosen_from_the_data(task, model, splits, tmp_path):
     part = cfg.model.get('neck') if 'neck' in cfg.model else cfg.model.decode_head
     channels = part.get('in_channels') or [cfg.model.head.in_channels]
     assert channels == [96, 192, 384, 768][-len(channels):]
-    base = Config.fromfile(config.MIM / 'configs' / BASES[task][model])
+    base = Config.fromfile(config.CONFIGS / BASES[task][model])
     rate = 1e-4 / 32 if task == 'classes' else (
         base.optim_wrapper.optimizer.lr / base.auto_scale_lr.base_batch_size)
     batch = cfg.train_dataloader.batch_size

@@ -1,3 +1,3 @@
 _base_ = './rest_lite_8xb256_100e_in1k.py'
 
-model = dict(backbone=dict(attention='msa'))
+model = dict(backbone=dict(type='ResTAblation', attention='msa'))

@@ -1,3 +1,3 @@
 _base_ = './rest_lite_8xb256_100e_in1k.py'
 
-model = dict(backbone=dict(position='gl'))
+model = dict(backbone=dict(type='ResTAblation', position='gl'))
