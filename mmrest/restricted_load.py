@@ -1,0 +1,199 @@
+"""``torch.load(weights_only=True)`` within bounds, and what it makes of other objects."""
+import io
+import os
+import pickletools
+import re
+import struct
+import threading
+import warnings
+import zipfile
+from typing import Any, BinaryIO, Dict, List
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.optim import scheduler
+
+from .errors import UserError
+
+
+class UnsafeCheckpointError(UserError):
+    """A checkpoint asks for Python objects that weights do not need."""
+
+
+class Inert:
+    """Stands in for an object beside the weights: accepts everything, does nothing."""
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+class Number(Inert):
+    """numpy.dtype of a plain number: no objects, no structures."""
+
+    def __init__(self, code: str, *_):
+        if not re.fullmatch(r'[biufc]\d\d?', code):
+            raise UnsafeCheckpointError('numpy.dtype of other things than numbers')
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple):
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class Array(Inert):
+    """A NumPy array of numbers, read-only: its numbers stay where they were read."""
+    value = None
+
+    def __setstate__(self, state: tuple):
+        _, shape, number, is_fortran, content = state
+        array = np.frombuffer(content, number.dtype)
+        self.value = array.reshape(shape, order='F' if is_fortran else 'C')
+
+
+class History(Inert):
+    """MMEngine's HistoryBuffer, with its own statistics alone."""
+    value = None
+
+    def __setstate__(self, state: dict):
+        kept = {key: state[key] for key in ('max_length', '_log_history', '_count_history')}
+        self.value = HistoryBuffer()
+        self.value.__setstate__({k: getattr(v, 'value', v) for k, v in kept.items()})
+
+
+def _scalar(number: Number, content: bytes) -> np.generic:
+    return np.frombuffer(content, number.dtype, 1)[0]
+
+
+def _method(owner: Any, name: str) -> Any:
+    """In the place of getattr: a method that a scheduler stores. A history knows its own."""
+    known = owner is History or any(owner is kind for kind in SCHEDULERS.values())
+    if not known or not isinstance(name, str) or name.startswith('__'):
+        raise UnsafeCheckpointError('builtins.getattr')
+    return None if owner is History else getattr(owner, name)
+
+
+# What tensors and plain values are made of. PyTorch's loader knows these names, and more.
+PLAIN = {
+    '_codecs.encode', 'builtins.complex', 'builtins.set', 'collections.Counter',
+    'collections.OrderedDict', 'torch.Size', 'torch.device', 'torch._utils._rebuild_parameter',
+    'torch._utils._rebuild_tensor', 'torch._utils._rebuild_tensor_v2'}
+SCHEDULERS = {f'{kind.__module__}.{kind.__name__}': kind for kind in vars(scheduler).values()
+              if isinstance(kind, type) and kind.__module__.startswith(scheduler.__name__)}
+NUMPY = ['numpy.core.multiarray', 'numpy._core.multiarray']  # before and since NumPy 2
+HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
+# Names of other objects in published and mmengine checkpoints, and what stands in for them.
+WEIGHTS: Dict[str, Any] = {
+    **dict.fromkeys(SCHEDULERS, Inert),
+    **{f'{module}.{name}': Inert for module, names in {
+        'argparse': ['Namespace'], 'builtins': ['getattr', 'slice'],
+        'datetime': ['date', 'datetime', 'timedelta', 'timezone'],
+        'mmengine.config.config': ['Config', 'ConfigDict'], 'numpy': ['dtype', 'ndarray'],
+        'pathlib': ['Path', 'PosixPath', 'WindowsPath', 'PurePosixPath', 'PureWindowsPath'],
+        **dict.fromkeys(NUMPY, ['_reconstruct', 'scalar'])}.items() for name in names},
+    HISTORY: Inert, 'collections.defaultdict': lambda *_: {},
+    'collections.deque': lambda *_: []}
+# The same for a run that is resumed, which needs numbers, histories and schedulers.
+RUN = {
+    **WEIGHTS, **SCHEDULERS, HISTORY: History, 'builtins.getattr': _method,
+    'numpy.dtype': Number, **{f'{module}._reconstruct': Array for module in NUMPY},
+    **{f'{module}.scalar': _scalar for module in NUMPY}}
+_one_at_a_time = threading.Lock()  # PyTorch's list of safe names is the process's
+
+
+def restricted_load(path: str, map_location: Any = 'cpu', stand_ins: Any = WEIGHTS) -> Any:
+    """Load a file of torch.save.
+
+    No code from the file runs, nothing is written, and memory is a small multiple of the file.
+    Limits of PyTorch's loader remain: nested tuples as keys, nested lists in the place of
+    functions, and text that is encoded again and again can keep it busy, or fill the memory.
+
+    Args:
+        path (str): The file.
+        map_location (str | torch.device, optional): Where tensors go; ``None``: as saved.
+        stand_ins (dict): What other objects' names mean: WEIGHTS, or RUN to resume from.
+
+    Raises:
+        UnsafeCheckpointError: The file has another object's name in it.
+        UserError: PyTorch's restricted loader cannot read the file as a whole.
+        Exception: It is damaged.
+    """
+    room = os.path.getsize(path)
+    with open(path, 'rb') as file:
+        is_zip = file.read(4) == b'PK\3\4'  # as PyTorch's loader decides
+        file.seek(0)
+        # Before torch 1.6, there were five pickles behind one another.
+        for pickle in _pickles(file, room) if is_zip else [file] * 5:
+            _check_pickle(pickle, stand_ins)
+
+    def restore(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+        nonlocal room
+        room -= storage.nbytes()
+        if room < 0:  # a part of the file may be claimed again and again
+            raise UserError('its tensors are larger than the file')
+        storage = storage.clone() if is_zip else storage  # the file may be overwritten
+        where = location if map_location is None else str(map_location)
+        return torch.serialization.default_restore_location(storage, where)
+
+    names = [(value, name) for name, value in stand_ins.items()]
+    with _one_at_a_time, torch.serialization.safe_globals(names), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # on protocols and TypedStorage
+        # Mapped into memory, a storage is a part of the file, whatever it claims.
+        return _finish(torch.load(path, restore, weights_only=True, mmap=is_zip))
+
+
+def _pickles(file: BinaryIO, size: int) -> List[BinaryIO]:
+    """Check that a zip holds no more than its size, and return its pickles.
+
+    Only with the end that torch.save writes do PyTorch and Python read the same directory.
+    """
+    if size < 98:
+        raise UserError('its zip is cut short')
+    file.seek(size - 98)
+    zip64, length, start, locator, found, end, comment = struct.unpack(
+        '<4s36x2Q4s4xQ4x4s16xH', file.read())
+    if ((zip64, locator, end, comment) != (b'PK\6\6', b'PK\6\7', b'PK\5\6', 0)
+            or not start + length == found == size - 98):
+        raise UserError('its zip does not end as torch.save writes it')
+    pickles = []
+    for record in zipfile.ZipFile(file).infolist():
+        size -= record.file_size
+        if record.compress_type or record.file_size != record.compress_size or size < 0:
+            raise UserError('its zip is compressed, or larger than the file')
+        if record.filename.lower().endswith('/constants.pkl'):
+            raise UnsafeCheckpointError('TorchScript code')
+        if record.filename.lower().endswith('/data.pkl'):
+            file.seek(record.header_offset + 26)
+            file.seek(sum(struct.unpack('<2H', file.read(4))), os.SEEK_CUR)
+            pickles.append(io.BytesIO(file.read(record.file_size)))
+    return pickles
+
+
+def _check_pickle(pickle: BinaryIO, stand_ins: Dict[str, Any]) -> None:
+    """Refuse other names and protocols, as PyTorch's loader does, and bytearray(10**10)."""
+    for op, arg, _ in pickletools.genops(pickle):
+        if op.proto > 2:
+            raise UserError(f'it has pickle protocol {op.proto}, torch.save has 2')
+        if op.name == 'GLOBAL':
+            name = arg.replace(' ', '.', 1).replace('__builtin__.', 'builtins.', 1)
+            is_plain = name in PLAIN or re.fullmatch(r'torch\.(storage\.)?\w+Storage', name)
+            is_dtype = isinstance(vars(torch).get(name[6:]), torch.dtype)
+            if not is_plain and not is_dtype and name not in stand_ins:
+                raise UnsafeCheckpointError(name)
+
+
+def _finish(content: Any) -> Any:
+    """Put the arrays and histories that were read in the place of their stand-ins."""
+    pending, seen = [content], set()
+    while pending:
+        part = pending.pop()
+        if id(part) in seen or not isinstance(part, (dict, list)):
+            continue
+        seen.add(id(part))
+        for key, value in list(dict.items(part) if isinstance(part, dict) else enumerate(part)):
+            if isinstance(value, (Array, History)):
+                part[key] = value.value
+            pending.append(value)
+    return content
