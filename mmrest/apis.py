@@ -1,17 +1,20 @@
 """From a config to its model and the model's input, for the scripts in tools/."""
 import functools
+import logging
 from pathlib import Path
-from typing import Callable, Optional, Tuple, Union
+from typing import Callable, Dict, Optional, Tuple, Union
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.logging import print_log
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from torch import Tensor, nn
 
 from .errors import UserError
 from .models import ResT
+from .models.checkpoint import check_backbone, few, without_prefix
 from .safe_reading import read_state_dict
 from .utils import moved
 
@@ -64,22 +67,51 @@ def build_model(cfg: Config, checkpoint: Optional[Union[str, Path]] = None) -> n
 
     Args:
         cfg (Config): From :func:`read_config`.
-        checkpoint (str | Path, optional): Weights of exactly this model. No code in the
-            file runs. Without a checkpoint, the weights are random.
+        checkpoint (str | Path, optional): Its weights. No code in the file runs. Without a
+            checkpoint, the weights are random.
 
     Raises:
-        ValueError: Names or shapes in the checkpoint differ from the model's.
+        UserError: The weights do not fit, see :func:`check_fit`.
     """
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = MODELS.build(cfg.model).eval()
     if checkpoint is not None:
-        try:
-            model.load_state_dict(read_state_dict(checkpoint))
-        except RuntimeError as error:
-            raise UserError(
-                f'checkpoint={str(checkpoint)!r} does not fit the config: {error}') from None
+        fitting = check_fit(model, read_state_dict(checkpoint), checkpoint)
+        model.load_state_dict(fitting, strict=False)
     return model
+
+
+def check_fit(model: nn.Module, state: Dict[str, Tensor],
+              checkpoint: Union[str, Path]) -> Dict[str, Tensor]:
+    """Return the weights that have their place in a model. The log says what has none.
+
+    Args:
+        model (nn.Module): A whole model, or a ResT.
+        state (dict[str, Tensor]): The weights.
+        checkpoint (str | Path): Their file, for log and errors.
+
+    Raises:
+        UserError: Not the whole backbone fits, or nothing does. Heads may differ.
+    """
+    own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    name, rest = next(((n, m) for n, m in model.named_modules() if isinstance(m, ResT)),
+                      ('backbone', None))
+    prefix = name and f'{name}.'
+    if rest is not None:
+        check_backbone(rest, without_prefix(rest, state, checkpoint, prefix), checkpoint)
+    lacking = [k for k in own if k.startswith(prefix) and k not in fitting]
+    if not fitting or rest is None and lacking:
+        raise UserError(f'checkpoint={str(checkpoint)!r} does not fit {type(model).__name__}: '
+                        f'it has no {few(lacking or own)} of the same shape')
+    others = [k for k in own if not k.startswith(prefix)]
+    lacking = [k for k in others if k not in fitting]
+    if lacking:
+        print_log(f'{checkpoint}: the backbone fits, and {len(others) - len(lacking)} of '
+                  f'{len(others)} other tensors. These keep their initial values: '
+                  f'{few(lacking)}', 'current', logging.WARNING)
+    return {k: v for k, v in state.items() if k in fitting or k.endswith('num_batches_tracked')}
 
 
 def find_rest(model: nn.Module) -> ResT:

@@ -39,8 +39,9 @@ def load_config(args: argparse.Namespace, *loaders: str) -> Config:
         FileNotFoundError: The config does not exist, or a file or folder of its data.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    register_safe_loader()
     cfg = read_config(args.config, args.cfg_options)
+    resumes = getattr(args, 'resume', None) or cfg.get('resume')
+    register_safe_loader(weights_only=not resumes)
     missing = [path for dataset in _datasets(cfg, loaders) for path in _local_paths(dataset)
                if not os.path.exists(path)]
     if missing:

@@ -22,10 +22,10 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.utils import track_iter_progress
 
-from mmrest.apis import as_picture, exit_on_user_error, package_of
+from mmrest.apis import as_picture, check_fit, exit_on_user_error, package_of
 from mmrest.errors import UserError
 from mmrest.files import write_whole
-from mmrest.safe_reading import register_safe_loader
+from mmrest.safe_reading import read_state_dict, register_safe_loader
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 FILMS = ('.avi', '.mkv', '.mov', '.mp4', '.webm')
@@ -195,8 +195,9 @@ def main() -> None:
     if package not in MODELS:
         raise UserError(f'{args.config} is for {package}; this script knows the inferencers '
                          f'of {", ".join(MODELS)}')
-    register_safe_loader()
+    register_safe_loader(weights_only=True)
     model = MODELS[package](args.config, args.checkpoint, args.device, args.score_thr)
+    check_fit(model.inferencer.model, read_state_dict(args.checkpoint), args.checkpoint)
     broken = []
     if suffix in FILMS:
         run_film(model, args.input, args.out_dir)

@@ -10,6 +10,7 @@ from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
 from mmrest.apis import exit_on_user_error, package_of
+from mmrest.engine import CheckFitHook
 from mmrest.errors import UserError
 
 # Averages predictions, unless the config has a tta_model.
@@ -80,6 +81,7 @@ def main() -> None:
         cfg.test_evaluator.output_dir = args.out
     with explain_annotations(cfg, 'test_dataloader'):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner.register_hook(CheckFitHook())
         if args.out and package != 'mmseg':
             dump = 'mmdet.DumpDetResults' if package == 'mmdet' else 'DumpResults'
             metric = METRICS.build(dict(type=dump, out_file_path=args.out))

@@ -12,6 +12,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmrest.apis import exit_on_user_error
+from mmrest.engine import CheckFitHook
 from mmrest.errors import UserError
 
 LOADERS = ('train_dataloader', 'val_dataloader')
@@ -70,6 +71,7 @@ def main() -> None:
         cfg.load_from = find_checkpoint(cfg.work_dir) if auto else args.resume
     with explain_annotations(cfg, *LOADERS):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner.register_hook(CheckFitHook())
         runner.train()
 
 

@@ -6,11 +6,14 @@ import textwrap
 from pathlib import Path
 from typing import Optional
 
+import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from ..errors import UserError
 from ..models import ResT, ResTV2
+from ..models.checkpoint import check_backbone, own_names, without_prefix
 from ..safe_reading import read_state_dict
 from ..version import __version__
 from .split import Split
@@ -262,7 +265,13 @@ def _write_load_from(writer, checkpoint):
     """Start from a whole model, or from a backbone: the names in the file tell which."""
     cfg = writer.cfg
     if checkpoint is not None:
-        parts = {name.partition('.')[0] for name in read_state_dict(checkpoint)}
+        state = read_state_dict(checkpoint)
+        parts = {name.partition('.')[0] for name in state}
+        with torch.device('meta'):
+            backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=None))
+        prefix = 'backbone.' if 'backbone' in parts else None
+        weights = own_names(backbone, without_prefix(backbone, state, checkpoint, prefix))
+        check_backbone(backbone, weights, checkpoint)
         if '://' not in checkpoint:
             checkpoint = str(Path(checkpoint).resolve())
         others = parts & set(cfg.model) - {'backbone', 'data_preprocessor'}

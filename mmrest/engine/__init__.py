@@ -1,7 +1,8 @@
 """Opt-in parts for training: ``custom_imports=['mmrest.engine']`` registers them."""
-from .checkpoint import WholeCheckpointHook
+from .checkpoint import CheckFitHook, WholeCheckpointHook
 from .layer_decay import LayerDecayConstructor
 from .reseed import ReseedHook
 from .skip_unreadable import SkipUnreadable
 
-__all__ = ['LayerDecayConstructor', 'ReseedHook', 'SkipUnreadable', 'WholeCheckpointHook']
+__all__ = ['CheckFitHook', 'LayerDecayConstructor', 'ReseedHook', 'SkipUnreadable',
+           'WholeCheckpointHook']

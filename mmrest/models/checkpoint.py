@@ -57,11 +57,11 @@ def load_weights(model: nn.Module,
     """:func:`load_pretrained` of tensors that were read from ``checkpoint``."""
     if in_channels not in (None, 'adapt'):
         raise UserError(f"{in_channels=} must be 'adapt' or None")
-    state = _own_names(model, _without_prefix(model, state, checkpoint, prefix))
+    state = own_names(model, without_prefix(model, state, checkpoint, prefix))
     stem = _stem_weight(model)
     if in_channels and stem in state and state[stem].shape[1] == 3:
         state[stem] = _adapt(state[stem], model.in_channels)
-    missing, unused = _check_fit(model, state, checkpoint)
+    missing, unused = check_backbone(model, state, checkpoint)
     loaded = OrderedDict((k, state[k]) for k in model.state_dict() if k in state)
     model.load_state_dict(loaded, strict=False)
     parameters = {name: p.numel() for name, p in model.named_parameters()}
@@ -78,7 +78,7 @@ def _describe(model: nn.Module) -> str:
     return f'{type(model).__name__}(arch={model.arch!r})'
 
 
-def _without_prefix(model: nn.Module, state: Dict[str, Tensor], checkpoint: Union[str, Path],
+def without_prefix(model: nn.Module, state: Dict[str, Tensor], checkpoint: Union[str, Path],
                     prefix: Optional[str]) -> Dict[str, Tensor]:
     """What is named ``prefix...`` in a file, without it."""
     if not prefix:
@@ -87,20 +87,23 @@ def _without_prefix(model: nn.Module, state: Dict[str, Tensor], checkpoint: Unio
     if not found:
         raise UserError(
             f'checkpoint={str(checkpoint)!r} has no parameter whose name starts with '
-            f'{prefix=} for {_describe(model)}; it has {_few(state)}')
+            f'{prefix=} for {_describe(model)}; it has {few(state)}')
     return found
 
 
-def _own_names(model: nn.Module, state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def own_names(model: nn.Module, state: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """Published names to ours. Where a file has both, ours counts."""
     renamed = {model.own_name(name): value for name, value in state.items()}
     renamed.update((name, state[name]) for name in renamed if name in state)
     return renamed
 
 
-def _check_fit(model: nn.Module, state: Dict[str, Tensor],
+def check_backbone(model: nn.Module, state: Dict[str, Tensor],
                checkpoint: Union[str, Path]) -> Tuple[List[str], List[str]]:
-    """Raise if the weights do not fit; return the names that they lack, and the unused ones."""
+    """Raise if weights do not fit a ResT; return the names that they lack, and the unused ones.
+
+    A head, norms and stages that the model does not have may be there; norms may be lacking.
+    """
     own = model.state_dict()
     missing = [
         name for name in own
@@ -115,9 +118,9 @@ def _check_fit(model: nn.Module, state: Dict[str, Tensor],
     surplus = [name for name in unused if not name.startswith(optional)]
     problems = _other_shapes(model, state)
     if lacking:
-        problems.append(f'it lacks {_few(lacking)}')
+        problems.append(f'it lacks {few(lacking)}')
     if surplus:
-        problems.append(f'the model has no {_few(surplus)}')
+        problems.append(f'the model has no {few(surplus)}')
     if problems:
         hint = ''
         if any(k.startswith('backbone.') for k in state):
@@ -237,7 +240,7 @@ def _other_shapes(model: nn.Module, state: Dict[str, Tensor]) -> List[str]:
     ][:3]
 
 
-def _few(names: Iterable[str]) -> str:
+def few(names: Iterable[str]) -> str:
     names = list(names)
     more = f' and {len(names) - 3} more' if len(names) > 3 else ''
     return ', '.join(names[:3]) + more
