@@ -88,7 +88,7 @@ HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 WEIGHTS: Dict[str, Any] = {
     **dict.fromkeys(SCHEDULERS, Inert),
     **{f'{module}.{name}': Inert for module, names in {
-        'argparse': ['Namespace'], 'builtins': ['getattr', 'slice'],
+        'argparse': ['Namespace'], 'builtins': ['dict', 'getattr', 'list', 'slice'],
         'datetime': ['date', 'datetime', 'timedelta', 'timezone'],
         'mmengine.config.config': ['Config', 'ConfigDict'], 'numpy': ['dtype', 'ndarray'],
         'pathlib': ['Path', 'PosixPath', 'WindowsPath', 'PurePosixPath', 'PureWindowsPath'],
@@ -120,7 +120,7 @@ def restricted_load(path: str, map_location: Any = 'cpu', stand_ins: Any = WEIGH
         UserError: PyTorch's restricted loader cannot read the file as a whole.
         Exception: It is damaged.
     """
-    room = os.path.getsize(path)
+    room, made = os.path.getsize(path), []
     with open(path, 'rb') as file:
         is_zip = file.read(4) == b'PK\3\4'  # as PyTorch's loader decides
         file.seek(0)
@@ -135,13 +135,18 @@ def restricted_load(path: str, map_location: Any = 'cpu', stand_ins: Any = WEIGH
             raise UserError('its tensors are larger than the file')
         storage = storage.clone() if is_zip else storage  # the file may be overwritten
         where = location if map_location is None else str(map_location)
-        return torch.serialization.default_restore_location(storage, where)
+        storage = torch.serialization.default_restore_location(storage, where)
+        made.append((storage, storage.nbytes()))
+        return storage
 
     names = [(value, name) for name, value in stand_ins.items()]
     with _one_at_a_time, torch.serialization.safe_globals(names), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # on protocols and TypedStorage
         # Mapped into memory, a storage is a part of the file, whatever it claims.
-        return _finish(torch.load(path, restore, weights_only=True, mmap=is_zip))
+        content = torch.load(path, restore, weights_only=True, mmap=is_zip)
+    if any(storage.nbytes() != size for storage, size in made):  # enlarged for a tensor
+        raise UserError('a tensor in it is larger than its storage')
+    return _finish(content)
 
 
 def _pickles(file: BinaryIO, size: int) -> List[BinaryIO]:
@@ -157,13 +162,13 @@ def _pickles(file: BinaryIO, size: int) -> List[BinaryIO]:
     if ((zip64, locator, end, comment) != (b'PK\6\6', b'PK\6\7', b'PK\5\6', 0)
             or not start + length == found == size - 98):
         raise UserError('its zip does not end as torch.save writes it')
-    pickles = []
-    for record in zipfile.ZipFile(file).infolist():
+    records, pickles = zipfile.ZipFile(file).infolist(), []
+    if any(record.filename.lower().endswith('/constants.pkl') for record in records):
+        raise UnsafeCheckpointError('TorchScript code')
+    for record in records:
         size -= record.file_size
         if record.compress_type or record.file_size != record.compress_size or size < 0:
             raise UserError('its zip is compressed, or larger than the file')
-        if record.filename.lower().endswith('/constants.pkl'):
-            raise UnsafeCheckpointError('TorchScript code')
         if record.filename.lower().endswith('/data.pkl'):
             file.seek(record.header_offset + 26)
             file.seek(sum(struct.unpack('<2H', file.read(4))), os.SEEK_CUR)
@@ -178,7 +183,7 @@ def _check_pickle(pickle: BinaryIO, stand_ins: Dict[str, Any]) -> None:
             raise UserError(f'it has pickle protocol {op.proto}, torch.save has 2')
         if op.name == 'GLOBAL':
             name = arg.replace(' ', '.', 1).replace('__builtin__.', 'builtins.', 1)
-            is_plain = name in PLAIN or re.fullmatch(r'torch\.(storage\.)?\w+Storage', name)
+            is_plain = name in PLAIN or re.fullmatch(r'torch\.\w+(?<!yped)Storage', name)
             is_dtype = isinstance(vars(torch).get(name[6:]), torch.dtype)
             if not is_plain and not is_dtype and name not in stand_ins:
                 raise UnsafeCheckpointError(name)
