@@ -26,10 +26,9 @@ from mmengine.utils import import_modules_from_strings
 
 from mmrest.apis import build_model, read_config
 
-from . import golden
+from . import golden, tiny_data
 from .configs.step import train_and_predict
 from .configs.test_zoo import NORMS
-from .datasets import pets
 from .deploy.models import sharpen
 from .torture.training import Run
 
@@ -227,9 +226,9 @@ def own_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('own')
     (folder / 'tools').symlink_to(ROOT / 'tools')
     for name, seed in (('train', 0), ('val', 100)):
-        pets.write_coco(folder / 'pets' / name, seed)
-        pets.write_classes(folder / 'photos' / name, seed)
-        pets.write_segments(folder / 'scenes' / name, seed)
+        tiny_data.write_coco(folder / 'pets' / name, seed)
+        tiny_data.write_classes(folder / 'photos' / name, seed)
+        tiny_data.write_segments(folder / 'scenes' / name, seed)
     torch.save(golden.draw_weights('small'), folder / 'rest_small.pth')
     run_script(own_data_commands('--out pets.py')[0], folder)
     config = (folder / 'pets.py').read_text()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ..datasets import pets
+from .. import tiny_data
 from ..torture.training import Run
 from .conftest import ROOT
 from .test_train_and_test import mim
@@ -17,13 +17,13 @@ def own_data(folder, task, *options):
     """Write data and run the tool on it."""
     for name, seed in (('train', 0), ('val', 100)):
         if not (folder / name).exists():
-            pets.WRITE[task](folder / name, seed)
+            tiny_data.WRITE[task](folder / name, seed)
     process = Run(folder, '--task', task, '--train', 'train', '--val', 'val', *options,
                   script=TOOL)
     return process.wait(), process.text()
 
 
-@pytest.mark.parametrize('task', pets.WRITE)
+@pytest.mark.parametrize('task', tiny_data.WRITE)
 @pytest.mark.parametrize('script', ['stock', 'ours', 'mim'])
 def test_a_written_config_trains_from_another_folder(task, script, tmp_path, many):
     short = [('boxes', 'stock'), ('segments', 'ours')]
@@ -54,7 +54,7 @@ def test_without_out_it_checks(tmp_path):
 
 
 def test_errors_end_it_and_nothing_is_written(tmp_path):
-    pets.write_coco(tmp_path / 'train')
+    tiny_data.write_coco(tmp_path / 'train')
     (tmp_path / 'train/images/1.png').unlink()
     code, text = own_data(tmp_path, 'boxes', '--out', 'pets.py')
     assert code == 1 and not (tmp_path / 'pets.py').exists()

@@ -16,8 +16,8 @@ from torch.testing import assert_close
 
 from mmrest.apis import package_of
 
+from ..tiny_data import DIGITS, write_digits
 from ..torture.training import Run, content, distance, same
-from . import digits
 from .conftest import ROOT, SMALL, call
 
 CONFIG = ROOT / 'configs/mask_rcnn/rest_lite_fpn_1x_coco.py'
@@ -68,8 +68,8 @@ def run(script, *args, cwd, package=None):
 def trained(tmp_path_factory):
     """A folder with a config and a checkpoint of each package."""
     folder = tmp_path_factory.mktemp('digits')
-    digits.write(folder)
-    for package in digits.CONFIGS:
+    write_digits(folder)
+    for package in DIGITS:
         run('train.py', f'{package}.py', '--work-dir', package, cwd=folder)
     return folder
 
@@ -83,7 +83,7 @@ def predictions(folder, name):
     return figures, load(folder / f'{name}.pkl')
 
 
-@pytest.mark.parametrize('package', digits.CONFIGS)
+@pytest.mark.parametrize('package', DIGITS)
 def test_the_same_as_the_stock_scripts(package, trained):
     config = f'{package}.py'
     run('train.py', config, '--work-dir', f'{package}_stock', package=package, cwd=trained)
@@ -96,7 +96,7 @@ def test_the_same_as_the_stock_scripts(package, trained):
     assert len(ours[1]) and same(ours, stock)
 
 
-@pytest.mark.parametrize('package', digits.CONFIGS)
+@pytest.mark.parametrize('package', DIGITS)
 def test_time_augmentation(package, trained, many):
     out = f'{package}_tta'
     run('test.py', f'{package}.py', f'{package}/iter_3.pth', '--work-dir', out, '--tta',
@@ -118,7 +118,7 @@ def test_time_augmentation(package, trained, many):
             assert_close(a['pred_instances'], b['pred_instances'])
 
 
-@pytest.mark.parametrize('package', digits.CONFIGS)
+@pytest.mark.parametrize('package', DIGITS)
 def test_pictures(package, trained, many):
     if package == 'mmpretrain' and not many(False, True):
         pytest.skip('long version only: --torture')
