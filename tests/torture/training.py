@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from mmengine.config import config
 from mmengine.hooks import checkpoint_hook
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +19,8 @@ PROCESSES = multiprocessing.get_context('forkserver')
 PROCESSES.set_forkserver_preload(
     ['mmpretrain.models', 'mmpretrain.datasets', 'mmdet.models', 'mmdet.datasets',
      'mmdet.evaluation', 'mmdet.visualization', 'mmpretrain.visualization', 'mmseg.models',
-     'mmseg.datasets', 'mmseg.evaluation', 'mmseg.visualization', 'mmrest'])
+     'mmseg.datasets', 'mmseg.evaluation', 'mmseg.visualization', 'mmrest',
+     'tests.quick_configs'])
 
 
 class Run:
@@ -61,7 +61,6 @@ def _run(folder, log, argv, fate):
     os.dup2(out, 1)
     os.dup2(out, 2)
     torch.set_num_threads(1)
-    config.FormatCode = lambda code, **kwargs: (code, True)  # yapf took half of the time
     sys.path.insert(0, os.path.dirname(argv[0]))
     sys.argv = argv
     if fate is not None:
