@@ -191,11 +191,8 @@ def run(command, cwd):
     assert done.returncode == 0, f'{command}\n{done.stderr[-2000:]}'
 
 
-@pytest.mark.skipif(not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'),
-                    reason='torch before 2.6 cannot export dynamic sizes')
-def test_commands_for_a_trained_model_run(project, many):
-    if many(True, False):
-        pytest.skip('long version only: --torture')
+@pytest.mark.slow
+def test_commands_for_a_trained_model_run(project):
     for command in blocks(DOCS / 'tools.md', 'bash'):
         run(command, project)
     code, = blocks(DOCS / 'tools.md', 'python')
@@ -206,10 +203,9 @@ def test_commands_for_a_trained_model_run(project, many):
     assert len(list((project / 'found/pictures').iterdir())) == 2
 
 
-def test_commands_for_weights_run(project, many):
+@pytest.mark.slow
+def test_commands_for_weights_run(project):
     """The conversions. Testing needs data that is not here."""
-    if many(True, False):
-        pytest.skip('long version only: --torture')
     convert, = (block for block in blocks(DOCS / 'models.md', 'bash') if 'convert' in block)
     last = convert.strip().split('\n\n')[-1]  # the reverse makes the published detector
     last = last.replace('retinanet.pth', 'mmdet.pth').replace('d2.pth', 'model_final.pth')
@@ -260,9 +256,8 @@ def test_own_data_from_check_to_pictures(own_data):
     assert (own_data / 'photos.py').exists() and (own_data / 'scenes.py').exists()
 
 
-def test_own_data_by_the_scripts_of_others(own_data, many):
-    if many(True, False):
-        pytest.skip('long version only: --torture')
+@pytest.mark.slow
+def test_own_data_by_the_scripts_of_others(own_data):
     for command in own_data_commands('train mmrest') + own_data_commands('.mim/tools'):
         run(command, own_data)
 
