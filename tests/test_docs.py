@@ -1,15 +1,19 @@
 """The documentation: its Python and its commands run, its links lead somewhere."""
+import io
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout, suppress
 from functools import lru_cache
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -286,14 +290,21 @@ def test_trees_with_another_backbone(own_data, monkeypatch):
 
 
 @lru_cache
-def help_of(*command):
-    return subprocess.run([sys.executable, *command, '--help'], cwd=ROOT, text=True,
-                          capture_output=True, check=True).stdout
+def help_of(script, *args):
+    """What a script or a module prints with --help."""
+    path = [str((ROOT / script).parent), *sys.path]
+    with patch('sys.argv', [script, *args, '--help']), patch('sys.path', path), (
+            redirect_stdout(io.StringIO())) as out, suppress(SystemExit):
+        if script.endswith('.py'):
+            runpy.run_path(str(ROOT / script), run_name='__main__')
+        else:
+            runpy.run_module(script, run_name='__main__')
+    return out.getvalue()
 
 
 HELP = {
-    'mim train': lambda: help_of('-m', 'mim', 'train') + help_of('tools/train.py'),
-    'torchrun': lambda: help_of('-m', 'torch.distributed.run') + help_of('tools/train.py'),
+    'mim train': lambda: help_of('mim', 'train') + help_of('tools/train.py'),
+    'torchrun': lambda: help_of('torch.distributed.run') + help_of('tools/train.py'),
     'python tools/train.py': lambda: help_of('tools/train.py'),
     'python tools/infer.py': lambda: help_of('tools/infer.py'),
     'python tools/own_data.py': lambda: help_of('tools/own_data.py'),

@@ -47,7 +47,7 @@ def two_processes(script, *args, cwd):
 def train(kind, levels, work_dir, *options, cwd):
     """Train our config with narrow stages, of which the neck takes the last ``levels``."""
     config = cwd / f'{kind}.py'
-    arch = dict(_delete_=True, embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1),
+    arch = dict(_delete_=True, embed_dims=[8, 16, 24, 32], depths=(1, 1, 1, 1),
                 num_heads=(1, 2, 2, 4), sr_ratios=(8, 4, 2, 1))
     model = dict(backbone=dict(arch=arch), neck=dict(in_channels=arch['embed_dims'][-levels:]))
     base = str(ROOT / f'configs/{kind}/rest_lite_fpn_1x_coco.py')
