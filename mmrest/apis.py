@@ -127,8 +127,11 @@ def find_rest(model: nn.Module) -> ResT:
 
 
 def dummy_inputs(cfg: Config, model: nn.Module, shape: Tuple[int, int], batch: int = 1) -> dict:
-    """Black images (batch, C, H, W), as ``model(**inputs, mode='tensor')`` takes them."""
-    channels = find_rest(model).in_channels
+    """Black images (batch, C, H, W), as ``model(**inputs, mode='tensor')`` takes them.
+
+    C is the backbone's ``in_channels`` in the config, which all backbones of mm have as 3.
+    """
+    channels = cfg.model.get('backbone', {}).get('in_channels', 3)
     inputs = torch.zeros(batch, channels, *shape, device=next(model.parameters()).device)
     samples = None
     if package_of(cfg) == 'mmdet':

@@ -3,6 +3,8 @@ import os
 import pytest
 import torch
 
+from . import quick_configs  # noqa: F401
+
 # Triton's interpreter runs the kernels on a CPU. Triton reads this when it is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')

@@ -1,15 +1,19 @@
 """The documentation: its Python and its commands run, its links lead somewhere."""
+import io
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout, suppress
 from functools import lru_cache
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -26,10 +30,9 @@ from mmengine.utils import import_modules_from_strings
 
 from mmrest.apis import build_model, read_config
 
-from . import golden
+from . import golden, tiny_data
 from .configs.step import train_and_predict
 from .configs.test_zoo import NORMS
-from .datasets import pets
 from .deploy.models import sharpen
 from .torture.training import Run
 
@@ -192,11 +195,8 @@ def run(command, cwd):
     assert done.returncode == 0, f'{command}\n{done.stderr[-2000:]}'
 
 
-@pytest.mark.skipif(not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'),
-                    reason='torch before 2.6 cannot export dynamic sizes')
-def test_commands_for_a_trained_model_run(project, many):
-    if many(True, False):
-        pytest.skip('long version only: --torture')
+@pytest.mark.slow
+def test_commands_for_a_trained_model_run(project):
     for command in blocks(DOCS / 'tools.md', 'bash'):
         run(command, project)
     code, = blocks(DOCS / 'tools.md', 'python')
@@ -207,10 +207,9 @@ def test_commands_for_a_trained_model_run(project, many):
     assert len(list((project / 'found/pictures').iterdir())) == 2
 
 
-def test_commands_for_weights_run(project, many):
+@pytest.mark.slow
+def test_commands_for_weights_run(project):
     """The conversions. Testing needs data that is not here."""
-    if many(True, False):
-        pytest.skip('long version only: --torture')
     convert, = (block for block in blocks(DOCS / 'models.md', 'bash') if 'convert' in block)
     last = convert.strip().split('\n\n')[-1]  # the reverse makes the published detector
     last = last.replace('retinanet.pth', 'mmdet.pth').replace('d2.pth', 'model_final.pth')
@@ -227,9 +226,9 @@ def own_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('own')
     (folder / 'tools').symlink_to(ROOT / 'tools')
     for name, seed in (('train', 0), ('val', 100)):
-        pets.write_coco(folder / 'pets' / name, seed)
-        pets.write_classes(folder / 'photos' / name, seed)
-        pets.write_segments(folder / 'scenes' / name, seed)
+        tiny_data.write_coco(folder / 'pets' / name, seed)
+        tiny_data.write_classes(folder / 'photos' / name, seed)
+        tiny_data.write_segments(folder / 'scenes' / name, seed)
     torch.save(golden.draw_weights('small'), folder / 'rest_small.pth')
     run_script(own_data_commands('--out pets.py')[0], folder)
     config = (folder / 'pets.py').read_text()
@@ -261,9 +260,8 @@ def test_own_data_from_check_to_pictures(own_data):
     assert (own_data / 'photos.py').exists() and (own_data / 'scenes.py').exists()
 
 
-def test_own_data_by_the_scripts_of_others(own_data, many):
-    if many(True, False):
-        pytest.skip('long version only: --torture')
+@pytest.mark.slow
+def test_own_data_by_the_scripts_of_others(own_data):
     for command in own_data_commands('train mmrest') + own_data_commands('.mim/tools'):
         run(command, own_data)
 
@@ -292,14 +290,21 @@ def test_trees_with_another_backbone(own_data, monkeypatch):
 
 
 @lru_cache
-def help_of(*command):
-    return subprocess.run([sys.executable, *command, '--help'], cwd=ROOT, text=True,
-                          capture_output=True, check=True).stdout
+def help_of(script, *args):
+    """What a script or a module prints with --help."""
+    path = [str((ROOT / script).parent), *sys.path]
+    with patch('sys.argv', [script, *args, '--help']), patch('sys.path', path), (
+            redirect_stdout(io.StringIO())) as out, suppress(SystemExit):
+        if script.endswith('.py'):
+            runpy.run_path(str(ROOT / script), run_name='__main__')
+        else:
+            runpy.run_module(script, run_name='__main__')
+    return out.getvalue()
 
 
 HELP = {
-    'mim train': lambda: help_of('-m', 'mim', 'train') + help_of('tools/train.py'),
-    'torchrun': lambda: help_of('-m', 'torch.distributed.run') + help_of('tools/train.py'),
+    'mim train': lambda: help_of('mim', 'train') + help_of('tools/train.py'),
+    'torchrun': lambda: help_of('torch.distributed.run') + help_of('tools/train.py'),
     'python tools/train.py': lambda: help_of('tools/train.py'),
     'python tools/infer.py': lambda: help_of('tools/infer.py'),
     'python tools/own_data.py': lambda: help_of('tools/own_data.py'),

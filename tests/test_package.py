@@ -9,12 +9,12 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import yaml
 
 import mmrest
+
+from .tiny_data import write_classes
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,12 +77,7 @@ def test_a_wheel_from_the_sdist_has_what_mim_looks_for(wheel):
 def test_mim_runs_an_installed_config_by_name(wheel, tmp_path):
     wheel.extractall(tmp_path / 'site')  # as pip does; found before the editable install
     for split in ('train', 'val'):
-        for digit in range(10):
-            folder = tmp_path / 'data' / split / str(digit)
-            folder.mkdir(parents=True)
-            for i in range(4):
-                image = np.full((48, 48, 3), 20 * digit, np.uint8)
-                cv2.imwrite(str(folder / f'{i}.png'), image)
+        write_classes(tmp_path / 'data' / split, names='0123456789', shape=(48, 48))
     options = ['--work-dir', 'out', '--cfg-options', 'train_cfg.max_iters=2'] + [
         f'{split}_dataloader.{option}' for split in ('train', 'val', 'test')
         for option in ('num_workers=0', 'persistent_workers=False', 'dataset.data_root=data')

@@ -1,4 +1,4 @@
-"""Small measurements of each kind. `make torture` runs those that train with the tools."""
+"""Small measurements of each kind."""
 import json
 import time
 from pathlib import Path
@@ -62,14 +62,13 @@ def test_the_first_step_is_timed_from_the_start_of_the_process():
     assert 100 < found['seconds'][0] < 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind, keys', [
     ('loading', {'data_share', 'seconds'}),
     ('digits', {'box_ap', 'mask_ap', 'top1', 'classifier_seconds', 'detector_seconds',
                 'seconds', 'process_bytes'}),
 ])
-def test_trainings_with_the_tools(kind, keys, many):
-    if many(True, False):
-        pytest.skip('takes minutes: make torture')
+def test_trainings_with_the_tools(kind, keys):
     model = 'Mask R-CNN R-18' if kind == 'digits' else 'Mask R-CNN ResT-Lite'
     found, failure = run.measure_apart(dict(case(kind, model), iterations=20))
     assert failure is None and set(found) == keys

@@ -9,7 +9,7 @@ from PIL import Image
 from mmrest.datasets import compare, contents, read
 from mmrest.datasets.split import Split
 
-from . import pets
+from .. import tiny_data
 
 SUBSET = dict(boxes=True, masks=True, classes=False, segments=False)
 
@@ -22,13 +22,13 @@ def found(task, train, val=None):
     return [str(finding) for split in splits for finding in split.findings]
 
 
-@pytest.mark.parametrize('task', pets.WRITE)
+@pytest.mark.parametrize('task', tiny_data.WRITE)
 def test_data_without_faults(task, tmp_path):
-    train, val = (pets.WRITE[task](tmp_path / name, seed)
+    train, val = (tiny_data.WRITE[task](tmp_path / name, seed)
                   for name, seed in (('train', 0), ('val', 100)))
     assert found(task, train, val) == []
     split = read(task, train)
-    assert split.classes == pets.CLASSES
+    assert split.classes == tiny_data.CLASSES
     assert len(split.sizes) == (8 if task == 'classes' else 4)
     assert set(split.sizes.values()) == {(96, 64)}
     dog = dict(boxes=4, masks=4, classes=4, segments=4 * 20 * 40)[task]
@@ -87,19 +87,19 @@ COCO = {
 @pytest.mark.parametrize('name', COCO)
 def test_coco_files(name, tmp_path):
     change, level, words = COCO[name]
-    pets.write_coco(tmp_path, change=change)
+    tiny_data.write_coco(tmp_path, change=change)
     finding, = found('boxes', tmp_path)
     assert finding.startswith(f'{level} {tmp_path}/labels.json: {words}'), finding
 
 
 def test_names_of_many_are_shortened(tmp_path):
-    pets.write_coco(tmp_path, change=every(bbox=[5, 5, 0, 9]))
+    tiny_data.write_coco(tmp_path, change=every(bbox=[5, 5, 0, 9]))
     finding = found('boxes', tmp_path)[0]
     assert ', annotation 4, annotation 5 and 3 more: ' in finding
 
 
 def test_masks_need_segmentations_and_boxes_do_not(tmp_path):
-    pets.write_coco(tmp_path, change=first(segmentation=[]))
+    tiny_data.write_coco(tmp_path, change=first(segmentation=[]))
     finding, = found('masks', tmp_path)
     assert finding.startswith('E ') and "annotation 1: no 'segmentation'" in finding
     assert 'train boxes with --task boxes' in finding
@@ -117,7 +117,7 @@ def test_files_that_are_no_coco(content, words, tmp_path):
 
 def test_absolute_paths(tmp_path):
     path = str(tmp_path / 'images/0.png')
-    pets.write_coco(tmp_path, change=first('images', file_name=path))
+    tiny_data.write_coco(tmp_path, change=first('images', file_name=path))
     finding, = found('boxes', tmp_path)
     assert finding.startswith('W ') and f'{path}: absolute paths' in finding
 
@@ -126,7 +126,7 @@ def test_absolute_paths(tmp_path):
     lambda path: path.write_bytes(b''), lambda path: path.write_bytes(b'no image'),
     lambda path: path.write_bytes(path.read_bytes()[:900])])
 def test_unreadable_images(damage, tmp_path):
-    pets.write_coco(tmp_path)
+    tiny_data.write_coco(tmp_path)
     damage(tmp_path / 'images/2.png')
     finding, = found('boxes', tmp_path)
     assert finding.startswith('E ') and '2.png: cannot be read whole (' in finding
@@ -137,8 +137,8 @@ def test_unreadable_images(damage, tmp_path):
     ((64, 96), 'E', 'those before EXIF turns the image upright')])
 def test_rotated_images(size, level, words, tmp_path):
     """The JSON has the size of the upright image, as mm reads it, or that of the file."""
-    pets.write_coco(tmp_path, change=first('images', file_name='0.jpg', width=size[0],
-                                           height=size[1]))
+    tiny_data.write_coco(tmp_path, change=first('images', file_name='0.jpg', width=size[0],
+                                                height=size[1]))
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new('RGB', (64, 96), (9, 9, 9)).save(tmp_path / 'images/0.jpg', exif=exif)
@@ -165,17 +165,17 @@ def swapped(content):
     (swapped, ['E: dog, cat: MMDetection numbers the classes in the order of the file']),
 ])
 def test_classes_of_both_splits(change, expected, tmp_path):
-    train = pets.write_coco(tmp_path / 'train')
-    val = pets.write_coco(tmp_path / 'val', 100, change)
+    train = tiny_data.write_coco(tmp_path / 'train')
+    val = tiny_data.write_coco(tmp_path / 'val', 100, change)
     findings = '\n'.join(found('boxes', train, val)).replace(f' {val}/labels.json', '')
     assert all(words in findings for words in expected), findings
     assert findings.count('\n') + 1 == len([e for e in expected if e[:2] in ('E:', 'W:')])
 
 
-@pytest.mark.parametrize('task', pets.WRITE)
+@pytest.mark.parametrize('task', tiny_data.WRITE)
 def test_a_training_image_among_those_for_validation(task, tmp_path):
     """By its pixels: the file has another name and format."""
-    train, val = (pets.WRITE[task](tmp_path / name, seed)
+    train, val = (tiny_data.WRITE[task](tmp_path / name, seed)
                   for name, seed in (('train', 0), ('val', 100)))
     image = cv2.imread(str(next(train.rglob('1.*g'))))
     target = next(val.rglob('2.*g'))
@@ -187,7 +187,7 @@ def test_a_training_image_among_those_for_validation(task, tmp_path):
 
 
 def test_folders_of_classes(tmp_path):
-    train, val = (pets.write_classes(tmp_path / name, seed)
+    train, val = (tiny_data.write_classes(tmp_path / name, seed)
                   for name, seed in (('train', 0), ('val', 100)))
     (train / 'bird').mkdir()
     (train / 'cat/0.gif').touch()
@@ -224,7 +224,8 @@ MAPS = {
                             'W smallest value 1: no pixel is of the first class, 0',
                             'W cat: no pixels of these classes']),
     'missing': (lambda folder: (folder / 'maps/0.png').unlink(), ['E 0.png: not found in ']),
-    'colours': (lambda folder: pets.draw(folder / 'maps/0.png', 0), ['E 0.png: a picture in ']),
+    'colours': (lambda folder: tiny_data.draw(folder / 'maps/0.png', 0),
+                ['E 0.png: a picture in ']),
     'size': (lambda folder: cv2.imwrite(str(folder / 'maps/0.png'), np.zeros((9, 9), np.uint8)),
              ['E 0.png: another size than the image']),
     'ending': (lambda folder: (folder / 'images/0.jpg').rename(folder / 'images/0.png'),
@@ -237,7 +238,7 @@ MAPS = {
 @pytest.mark.parametrize('name', MAPS)
 def test_maps(name, tmp_path):
     change, expected = MAPS[name]
-    change(pets.write_segments(tmp_path))
+    change(tiny_data.write_segments(tmp_path))
     findings = [f.replace(f' {tmp_path}:', '') for f in found('segments', tmp_path)]
     assert [f[:len(e)] for f, e in zip(findings, expected)] == expected
     assert len(findings) == len(expected)
@@ -245,7 +246,7 @@ def test_maps(name, tmp_path):
 
 def test_what_is_in_the_data(tmp_path):
     """The table of contents, cell by cell."""
-    pets.write_coco(tmp_path, change=lambda content: content['annotations'].pop())
+    tiny_data.write_coco(tmp_path, change=lambda content: content['annotations'].pop())
     split = read('boxes', tmp_path)
     table = contents(split, Split(tmp_path, tmp_path))
     rows = [line.rsplit(maxsplit=2) for line in table.splitlines()]
@@ -255,12 +256,12 @@ def test_what_is_in_the_data(tmp_path):
 
 def test_places_of_the_images(tmp_path):
     """Beside the file, in images/, or in COCO's place; file_name may name the folder."""
-    content = pets.coco(1)
+    content = tiny_data.coco(1)
     for json_file, image, name in (
             ('a/x.json', 'a/images/0.png', '0.png'), ('b/x.json', 'b/0.png', '0.png'),
             ('c/x.json', 'c/images/0.png', 'images/0.png'),
             ('d/annotations/instances_train.json', 'd/train/0.png', '0.png')):
-        pets.draw(tmp_path / image, 0)
+        tiny_data.draw(tmp_path / image, 0)
         content['images'][0]['file_name'] = name
         (tmp_path / json_file).parent.mkdir(exist_ok=True)
         (tmp_path / json_file).write_text(json.dumps(content))

@@ -10,8 +10,8 @@ from mmrest import ResT, ResTV2
 from mmrest.apis import build_model, read_config
 from mmrest.datasets import BASES, config, make_config, read, training
 
+from .. import tiny_data
 from ..configs.step import train_and_predict
-from . import pets
 
 ROOT = Path(__file__).parents[2]
 ALL = [(task, model) for task, models in BASES.items() for model in models]
@@ -22,7 +22,7 @@ def splits(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pets')
     return {task: [read(task, write(folder / task / name, seed))
                    for name, seed in (('train', 0), ('val', 100))]
-            for task, write in pets.WRITE.items()}
+            for task, write in tiny_data.WRITE.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -71,10 +71,10 @@ def test_what_is_chosen_from_the_data(task, model, splits, tmp_path):
     assert 'an epoch: ' in training(train, cfg)
 
 
-@pytest.mark.parametrize('task, model', ALL)
-def test_every_model_trains(task, model, splits, many):
-    if (task, model) not in many([('boxes', 'faster-rcnn')], ALL):
-        pytest.skip('long version only: --torture')
+@pytest.mark.parametrize('task, model', [
+    case if case == ('boxes', 'faster-rcnn') else pytest.param(*case, marks=pytest.mark.slow)
+    for case in ALL])
+def test_every_model_trains(task, model, splits):
     cfg = Config.fromstring(make_config(task, *splits[task], model, 'rest_lite'), '.py')
     cfg.model.backbone.drop_path_rate = 0.
     if task == 'segments':

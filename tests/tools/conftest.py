@@ -1,14 +1,13 @@
 """Four small images as COCO, and calls of scripts on them."""
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 from mmdet.datasets import CocoDataset
+
+from ..tiny_data import write_coco2017
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -25,25 +24,10 @@ SMALL = [
 
 @pytest.fixture(scope='session')
 def coco(tmp_path_factory):
-    """A folder with data/coco in it: two images of a rectangle per split."""
+    """A folder with data/coco in it: two images per split."""
     folder = tmp_path_factory.mktemp('project')
-    data = folder / 'data/coco'
-    (data / 'annotations').mkdir(parents=True)
-    names = CocoDataset.METAINFO['classes']
-    categories = [dict(id=i + 1, name=name) for i, name in enumerate(names)]
-    for split in ('train2017', 'val2017'):
-        (data / split).mkdir()
-        images, annotations = [], []
-        for i in range(2):
-            image = np.full((96, 128, 3), 60, np.uint8)
-            image[20:70, 30:90] = 200
-            cv2.imwrite(str(data / split / f'{i}.jpg'), image)
-            images.append(dict(id=i, file_name=f'{i}.jpg', height=96, width=128))
-            annotations.append(
-                dict(id=i + 1, image_id=i, category_id=1, bbox=[30, 20, 60, 50], area=3000,
-                     iscrowd=0, segmentation=[[30, 20, 90, 20, 90, 70, 30, 70]]))
-        (data / 'annotations' / f'instances_{split}.json').write_text(
-            json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+    write_coco2017(folder, num_images=2, names=CocoDataset.METAINFO['classes'], shape=(96, 128),
+                   ending='jpg')
     return folder
 
 

@@ -11,6 +11,7 @@ import mmpretrain
 import numpy as np
 import pytest
 import torch
+from mmengine.analysis import FlopAnalyzer
 from mmengine.utils import digit_version
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,13 +25,21 @@ from mmrest.apis import (
     read_config,
     read_image,
 )
+from mmrest.errors import UserError
 from mmrest.ops.emsa.reference import attention
 
-from .conftest import ROOT, call
+from .conftest import ROOT
 
-CLASSIFIER_V2 = str(ROOT / 'configs/classification/restv2_tiny_digits.py')
-CLASSIFIER = str(ROOT / 'configs/classification/rest_lite_digits.py')
-DETECTOR = str(ROOT / 'configs/mask_rcnn/rest_lite_fpn_digits.py')
+ARCH = dict(embed_dims=(8, 16, 16, 32), depths=(1, 1, 1, 2), num_heads=(1, 2, 4, 8),
+            sr_ratios=(8, 4, 2, 1))
+MODELS = dict(
+    classifier=('classification/rest_lite_digits.py', dict(head=dict(in_channels=32))),
+    classifier_v2=('classification/restv2_tiny_digits.py', dict(head=dict(in_channels=32))),
+    detector=('retinanet/rest_lite_retinanet_digits.py',
+              dict(neck=dict(in_channels=[16, 16, 32]))))
+RESNET18 = str(ROOT / 'configs/classification/resnet18_digits.py')
+RESNET50 = mmpretrain.__path__[0] + '/.mim/configs/resnet/resnet50_8xb32_in1k.py'
+RETINANET_R50 = mmdet.__path__[0] + '/.mim/configs/retinanet/retinanet_r50_fpn_1x_coco.py'
 
 
 @pytest.fixture
@@ -40,32 +49,46 @@ def tool(monkeypatch):
     return importlib.import_module
 
 
+@pytest.fixture
+def main(tool, monkeypatch, capsys):
+    """Runs a script with arguments; returns what it prints."""
+    def run(name, *args):
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
+        tool(name).main()
+        return capsys.readouterr().out
+
+    return run
+
+
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-    """Images of 96 x 128 and 48 x 48, and the models' weights."""
+    """Images of 96 x 128 and 48 x 48, and each of MODELS: its config and its weights."""
     folder = tmp_path_factory.mktemp('analysis')
     rng = np.random.default_rng(0)
     for name, shape in (('image', (96, 128, 3)), ('square', (48, 48, 3))):
         cv2.imwrite(str(folder / f'{name}.png'), rng.integers(0, 255, shape, np.uint8))
     torch.manual_seed(0)
-    for name, config in (('detector', DETECTOR), ('classifier', CLASSIFIER),
-                         ('classifier_v2', CLASSIFIER_V2)):
-        torch.save(build(config).state_dict(), folder / f'{name}.pth')
+    backbone = dict(arch=dict(ARCH, _delete_=True), init_cfg=None)
+    for name, (base, model) in MODELS.items():
+        (folder / f'{name}.py').write_text(f"_base_ = {str(ROOT / 'configs' / base)!r}\n"
+                                           f'model = {dict(model, backbone=backbone)}\n')
+        torch.save(build(folder, name).state_dict(), folder / f'{name}.pth')
     return folder
 
 
-def build(config):
-    cfg = read_config(config)
-    cfg.model.backbone.pop('init_cfg', None)
-    return build_model(cfg)
+def config(folder, name):
+    return read_config(str(folder / f'{name}.py'))
 
 
-def test_the_image_is_the_output_of_the_test_pipeline(tmp_path):
-    wanted = np.random.default_rng(1).integers(0, 255, (48, 48, 3), np.uint8)  # RGB
-    cv2.imwrite(str(tmp_path / 'image.png'), wanted[..., ::-1])
-    model = build(CLASSIFIER)
-    picture, inputs = read_image(read_config(CLASSIFIER), model,
-                                 str(tmp_path / 'image.png'))
+def build(folder, name):
+    return build_model(config(folder, name))
+
+
+def test_the_image_is_the_output_of_the_test_pipeline(files):
+    path = str(files / 'square.png')
+    wanted = cv2.imread(path)[..., ::-1].copy()  # RGB
+    model = build(files, 'classifier')
+    picture, inputs = read_image(config(files, 'classifier'), model, path)
     np.testing.assert_array_equal(picture, wanted)
     assert inputs.shape == (1, 3, 48, 48)
     preprocessor = model.data_preprocessor
@@ -90,10 +113,8 @@ def test_what_is_drawn_on_has_three_channels_of_8_bits(image, shown):
 def test_configs_without_rest_and_weights_that_do_not_fit_are_named(files):
     with pytest.raises(ValueError, match='Linear, has no ResT in it'):
         find_rest(torch.nn.Linear(1, 1))
-    cfg = read_config(CLASSIFIER)
-    cfg.model.backbone.pop('init_cfg', None)
     with pytest.raises(ValueError, match=r"(?s)detector.pth' does not fit the config.*neck"):
-        build_model(cfg, files / 'detector.pth')
+        build_model(config(files, 'classifier'), files / 'detector.pth')
 
 
 def test_a_mistake_is_a_sentence_and_a_bug_a_traceback():
@@ -102,7 +123,7 @@ def test_a_mistake_is_a_sentence_and_a_bug_a_traceback():
         what()
 
     def wrong():
-        raise ValueError('point=(9, 9) must be in the image')
+        raise UserError('point=(9, 9) must be in the image')
 
     for what, words in ((wrong, 'point='), (lambda: read_config('none.py'), 'none.py'),
                         (lambda: find_rest(torch.nn.Linear(1, 1)), 'has no ResT')):
@@ -124,9 +145,7 @@ def test_attention_of_a_point_is_the_models_own(kind, stage, tool):
     """
     tool = tool('vis_attention')
     torch.manual_seed(stage)
-    arch = dict(ResT.arch_zoo['lite'])
-    del arch['drop_path_rate']
-    rest = kind(arch).double().eval()
+    rest = kind(ARCH).double().eval()
     for parameter in rest.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     image = torch.randn(1, 3, 75, 110, dtype=torch.double)
@@ -168,17 +187,15 @@ def test_attention_of_a_point_outside_is_refused(tool):
         tool.attention_of_point(rest, torch.zeros(1, 3, 64, 64), (0, 0), 1, 2)
 
 
-@pytest.mark.parametrize('config, weights, layer', [
-    (CLASSIFIER, 'classifier', 'backbone.stage3.1'),
-    (CLASSIFIER, 'classifier', 'backbone.norm4'),
-    (CLASSIFIER_V2, 'classifier_v2', 'backbone.norm_4')])
-def test_grad_cam_by_mmpretrains_own_script(config, weights, layer, files, tmp_path,
-                                            monkeypatch):
+@pytest.mark.parametrize('name, layer', [
+    ('classifier', 'backbone.stage3.0'), ('classifier', 'backbone.norm4'),
+    ('classifier_v2', 'backbone.norm_4')])
+def test_grad_cam_by_mmpretrains_own_script(name, layer, files, tmp_path, monkeypatch):
     """The command of the documentation."""
     script = mmpretrain.__path__[0] + '/.mim/tools/visualization/vis_cam.py'
     image, out = files / 'square.png', tmp_path / 'cam.png'
-    args = [image, config, files / f'{weights}.pth', '--vit-like', '--target-layers', layer,
-            '--save-path', out]
+    args = [image, files / f'{name}.py', files / f'{name}.pth', '--vit-like',
+            '--target-layers', layer, '--save-path', out]
     monkeypatch.setattr(sys, 'argv', [script, *map(str, args)])
     runpy.run_path(script, run_name='__main__')
     drawn = cv2.imread(str(out))
@@ -186,29 +203,44 @@ def test_grad_cam_by_mmpretrains_own_script(config, weights, layer, files, tmp_p
     assert np.abs(drawn - cv2.imread(str(image)).astype(float)).mean() > 10
 
 
-@pytest.mark.parametrize('shape', [(64, 64), (75, 110)])
-@pytest.mark.parametrize('config, heads', [(CLASSIFIER, (2, 4, 8)), (CLASSIFIER_V2, ())])
-def test_flops_are_those_of_the_equations(config, heads, shape, tool):
+@pytest.mark.parametrize('name', ['classifier', 'classifier_v2'])
+def test_flops_are_those_of_the_equations(name, files, tool):
     """torch's own counter on the reference backend, which computes the map by products."""
-    cfg = read_config(config)
-    cfg.model.backbone.pop('init_cfg', None)
-    parameters, published, full = tool('count_flops').count(cfg, shape)
+    cfg = config(files, name)
+    parameters, layers, full = tool('count_flops').count(cfg, (75, 110))
     cfg.model.backbone.backend = 'reference'
     model = build_model(cfg).to('meta')
     assert parameters == sum(p.numel() for p in model.parameters())
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        model(torch.empty(1, 3, *shape, device='meta'), mode='tensor')
-    vectors = 2 * sum(h * h * (h + 1) for h in heads)  # transform_conv's, in two blocks
+        model(torch.empty(1, 3, 75, 110, device='meta'), mode='tensor')
+    vectors = 0  # transform_conv's
+    if name == 'classifier':
+        heads = zip(ARCH['depths'], ARCH['num_heads'])
+        vectors = sum(depth * h * h * (h + 1) for depth, h in heads if h > 1)
     assert full == counter.get_total_flops() // 2 - vectors
     products = counter.get_flop_counts()['Global'][torch.ops.aten.bmm] // 2
-    assert published == full - products
+    assert layers == full - products > 0
 
 
-@pytest.mark.parametrize('name, config, rows', [
-    ('vis_attention', DETECTOR, [2, 3, 5, 9]), ('vis_features', DETECTOR, [5, 6]),
-    ('vis_features', CLASSIFIER, [2])])
-def test_pictures_are_written(name, config, rows, tool, files, tmp_path, monkeypatch):
+def test_flops_of_a_resnet_are_the_published_ones(main):
+    out = main('count_flops', RESNET50)
+    assert ('25.557 M parameters, FLOPs 4.09 G in convolutions and linear layers, 4.09 G with '
+            'attention') in out
+
+
+def test_flops_of_another_detector_are_mmengines(tool):
+    cfg = read_config(RETINANET_R50)
+    parameters, layers, full = tool('count_flops').count(cfg, (64, 96))
+    analyzer = FlopAnalyzer(build_model(cfg), torch.zeros(1, 3, 64, 96))
+    assert layers == full == analyzer.by_operator()['conv']
+    assert parameters == 37_968_692
+
+
+@pytest.mark.parametrize('name, model, rows', [
+    ('vis_attention', 'detector', [2, 3, 5, 9]), ('vis_features', 'detector', [4, 5]),
+    ('vis_features', 'classifier', [2])])
+def test_pictures_are_written(name, model, rows, tool, files, tmp_path, monkeypatch):
     tool = tool(name)
     saved = []
     save_rows = tool.save_rows
@@ -218,32 +250,30 @@ def test_pictures_are_written(name, config, rows, tool, files, tmp_path, monkeyp
         save_rows(path, rows, *args)
 
     monkeypatch.setattr(tool, 'save_rows', spy)
-    weights = files / ('classifier.pth' if config == CLASSIFIER else 'detector.pth')
     out = tmp_path / 'new/picture.png'
-    tool.main([config, str(weights), str(files / 'image.png'), str(out)])
+    args = [str(files / f'{model}.py'), str(files / f'{model}.pth')]
+    tool.main([*args, str(files / 'image.png'), str(out)])
     assert [len(row) for row in saved[0]] == rows
     assert cv2.imread(str(out)).std() > 1
     with pytest.raises(SystemExit, match='nowhere.png'):
-        tool.main([config, str(weights), 'nowhere.png', str(out)])
+        tool.main([*args, 'nowhere.png', str(out)])
 
 
-@pytest.mark.parametrize('config', [CLASSIFIER, DETECTOR])
-def test_images_per_second(config, tool, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['measure_fps.py', config, '--shape', '64', '96',
-                                      '--batch-size', '2', '--seconds', '0.1'])
-    tool('measure_fps').main()
-    found = re.search(r'at 2 x 64x96, .*: ([\d.]+) images/s \(median of \d+',
-                      capsys.readouterr().out)
+@pytest.mark.parametrize('name', ['detector', 'ResNet'])
+def test_images_per_second(name, files, main):
+    path = RESNET18 if name == 'ResNet' else files / f'{name}.py'
+    out = main('measure_fps', path, '--shape', 64, 96, '--batch-size', 2, '--seconds', 0.1)
+    found = re.search(r'at 2 x 64x96, .*: ([\d.]+) images/s \(median of \d+', out)
     assert float(found[1]) > 0
 
 
 @pytest.mark.parametrize('channels, color_type', [(1, 'grayscale'), (4, 'unchanged')])
-def test_images_of_other_channels(channels, color_type, tool, tmp_path, monkeypatch, capsys):
-    config, image = tmp_path / 'config.py', tmp_path / 'image.png'
-    config.write_text(f"""
-_base_ = '{DETECTOR}'
+def test_images_of_other_channels(channels, color_type, files, tool, main, tmp_path):
+    path, image = tmp_path / 'config.py', tmp_path / 'image.png'
+    path.write_text(f"""
+_base_ = '{files}/detector.py'
 model = dict(
-    backbone=dict(init_cfg=None, in_channels={channels}),
+    backbone=dict(in_channels={channels}),
     data_preprocessor=dict(mean=None, std=None, bgr_to_rgb=False))
 test_dataloader = dict(dataset=dict(pipeline=[
     dict(type='LoadImageFromFile', color_type='{color_type}'),
@@ -251,42 +281,39 @@ test_dataloader = dict(dataset=dict(pipeline=[
 """)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, channels), np.uint8)
     cv2.imwrite(str(image), pixels)
-    cfg = read_config(str(config))
+    cfg = read_config(str(path))
     model = build_model(cfg)
     torch.save(model.state_dict(), tmp_path / 'weights.pth')
     picture, inputs = read_image(cfg, model, str(image))
     shown = pixels.repeat(3, axis=2) if channels == 1 else pixels[..., 2::-1]
     np.testing.assert_array_equal(picture, shown)
     assert_close(inputs[0], torch.tensor(pixels).permute(2, 0, 1).float())
-    args = [str(config), str(tmp_path / 'weights.pth'), str(image)]
-    for name in ('vis_features', 'vis_attention'):
-        tool(name).main([*args, str(tmp_path / f'{name}.png')])
+    args = [str(path), str(tmp_path / 'weights.pth'), str(image)]
+    for name, *options in (('vis_features', ), ('vis_attention', '--stages', '1')):
+        tool(name).main([*args, str(tmp_path / f'{name}.png'), *options])
         assert cv2.imread(str(tmp_path / f'{name}.png')).std() > 1
-    for name, words in (('count_flops', 'M parameters'), ('measure_fps', 'images/s')):
-        monkeypatch.setattr(sys, 'argv', [name, str(config), '--shape', '64', '64'] + (
-            ['--seconds', '0.1'] if name == 'measure_fps' else []))
-        tool(name).main()
-        assert words in capsys.readouterr().out
+    parameters = sum(p.numel() for p in model.parameters())
+    assert f' {parameters / 1e6:.3f} M' in main('count_flops', path, '--shape', 64, 64)
+    assert 'images/s' in main('measure_fps', path, '--shape', 64, 64, '--seconds', 0.1)
 
 
-def test_curves_by_mmdets_own_script(tmp_path):
+def test_curves_by_mmdets_own_script(tmp_path, monkeypatch):
     """The command of the documentation, with a log in mmengine's format."""
     log = tmp_path / 'scalars.json'
-    with log.open('w') as file:
-        for step in range(1, 9):
-            file.write(json.dumps(dict(loss=1 / step, lr=0.1, epoch=1, step=step,
-                                       iter=step)) + '\n')
-        file.write(json.dumps({'coco/bbox_mAP': 0.5, 'step': 1}) + '\n')
+    steps = [dict(loss=1 / step, lr=0.1, epoch=1, step=step, iter=step) for step in range(1, 9)]
+    log.write_text('\n'.join(map(json.dumps, [*steps, {'coco/bbox_mAP': 0.5, 'step': 1}])))
     script = mmdet.__path__[0] + '/.mim/tools/analysis_tools/analyze_logs.py'
     # The default style of OneDL's script is one of seaborn's, which it does not accept.
     is_onedl = digit_version(mmdet.__version__) >= digit_version('3.4')
     style = ['--style', 'ggplot'] if is_onedl else []
-    done = call(script, 'plot_curve', log, '--keys', 'loss', *style, '--out', 'curve.png',
-                cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert cv2.imread(str(tmp_path / 'curve.png')).std() > 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', [script, 'plot_curve', str(log), '--keys', 'loss', *style,
+                                      '--out', 'curve.png'])
+    runpy.run_path(script, run_name='__main__')
+    assert cv2.imread('curve.png').std() > 1
 
 
+@pytest.mark.slow
 def test_flops_by_mmpretrains_own_script(monkeypatch, capsys):
     """It counts the norms of Lite, too: 0.01 G."""
     script = mmpretrain.__path__[0] + '/.mim/tools/analysis_tools/get_flops.py'

@@ -1,7 +1,5 @@
+import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,19 +7,18 @@ import pytest
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-SCRIPT = Path(__file__).parents[2] / 'tools/dataset_converters/digits_to_coco.py'
+from .conftest import ROOT
 
-
-def convert(*args):
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, args)],
-                          capture_output=True, text=True)
+spec = importlib.util.spec_from_file_location(
+    'digits_to_coco', ROOT / 'tools/dataset_converters/digits_to_coco.py')
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
 
 
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
     out = tmp_path_factory.mktemp('data') / 'digits'
-    done = convert(out, '--num-train', 40, '--num-val', 25, '--renders', 1, '--seed', 3)
-    assert done.returncode == 0, done.stderr
+    script.convert(out, seed=3, num_train=40, num_val=25, renders=1)
     return out
 
 
@@ -75,16 +72,14 @@ def test_noise_is_smooth_with_std_25(digits):
     assert np.mean(smooth) < 0.6  # white noise: 1.41
 
 
-def test_held_out_scans_are_in_no_training_image_of_any_seed(digits, tmp_path):
-    other = tmp_path / 'other'
-    assert convert(other, '--num-train', 1, '--num-val', 1, '--renders', 1).returncode == 0
-
-    def scans(folder, split):
-        return {path.name.split('_')[0] for path in (folder / 'cls' / split).glob('*/*.jpg')}
-
-    train, val = scans(digits, 'train'), scans(digits, 'val')
+def test_held_out_scans_are_in_no_training_image_of_any_seed(digits):
+    found = {}
+    for name in ('train', 'val'):
+        paths = (digits / 'cls' / name).glob('*/*.jpg')
+        found[name] = {int(path.name.split('_')[0]) for path in paths}
+        assert found[name] == set(script.Split(name, np.random.default_rng(9)).indices)
+    train, val = found.values()
     assert len(train) + len(val) == 1797 and not train & val
-    assert (scans(other, 'train'), scans(other, 'val')) == (train, val)
 
 
 def test_classification_folders_hold_their_digit(digits):
@@ -95,10 +90,12 @@ def test_classification_folders_hold_their_digit(digits):
     assert cv2.imread(str(path)).shape == (64, 64, 3)
 
 
-def test_a_seed_gives_the_same_data_again(digits, tmp_path):
+def test_a_seed_gives_the_same_data_again(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, 'write_classification', lambda *args: None)  # thousands
+
     def annotations(seed):
         out = tmp_path / f'seed{seed}'
-        convert(out, '--num-train', 40, '--num-val', 25, '--renders', 1, '--seed', seed)
+        script.convert(out, seed, num_train=40, num_val=25, renders=1)
         return json.loads((out / 'annotations/instances_val.json').read_text())
 
     first = json.loads((digits / 'annotations/instances_val.json').read_text())
@@ -106,11 +103,12 @@ def test_a_seed_gives_the_same_data_again(digits, tmp_path):
     assert annotations(4) != first
 
 
-def test_an_existing_folder_and_bad_numbers_are_refused(digits, tmp_path):
+def test_an_existing_folder_and_bad_numbers_are_refused(digits, monkeypatch, capsys):
     before = sorted(digits.rglob('*'))
-    done = convert(digits)
-    assert done.returncode and 'exists' in done.stderr.splitlines()[-1]
+    with pytest.raises(SystemExit, match='exists: give a new folder'):
+        script.convert(digits, seed=0, num_train=1, num_val=1, renders=1)
     assert sorted(digits.rglob('*')) == before
-    done = convert(tmp_path / 'new', '--num-val', 0)
-    assert done.returncode and 'num_val=0 must be 1 or more' in done.stderr
-    assert not (tmp_path / 'new').exists()
+    monkeypatch.setattr('sys.argv', ['digits_to_coco.py', 'new', '--num-val', '0'])
+    with pytest.raises(SystemExit):
+        script.parse_args()
+    assert 'num_val=0 must be 1 or more' in capsys.readouterr().err

@@ -16,9 +16,9 @@ from torch.testing import assert_close
 
 from mmrest.apis import package_of
 
+from ..tiny_data import DETECTOR_OPTIONS, DIGITS, write_detector, write_digits
 from ..torture.training import Run, content, distance, same
-from . import digits
-from .conftest import ROOT, SMALL, call
+from .conftest import ROOT, SMALL
 
 CONFIG = ROOT / 'configs/mask_rcnn/rest_lite_fpn_1x_coco.py'
 
@@ -26,32 +26,13 @@ CONFIG = ROOT / 'configs/mask_rcnn/rest_lite_fpn_1x_coco.py'
 def mim(*args, cwd):
     command = [Path(sys.executable).with_name('mim'), *map(str, args)]
     env = dict(os.environ, LC_ALL='C.UTF-8')
-    return subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True)
+    done = subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def metrics(folder):
     path, = folder.glob('*/*.json')
     return json.loads(path.read_text())
-
-
-@pytest.fixture(scope='module')
-def checkpoint(coco):
-    done = call(ROOT / 'tools/train.py', CONFIG, '--work-dir', 'out', *SMALL, cwd=coco)
-    assert done.returncode == 0, done.stderr
-    return coco / 'out/epoch_1.pth'
-
-
-def test_detections_are_dumped_as_mmdet_does(coco, checkpoint):
-    scalars, = (coco / 'out').glob('*/vis_data/scalars.json')
-    losses = [json.loads(line).get('loss') for line in scalars.read_text().splitlines()]
-    assert all(np.isfinite(loss) for loss in losses if loss is not None)
-    assert any(losses)
-    run('test.py', CONFIG, checkpoint, '--work-dir', 'tested', '--out', 'found.pkl', *SMALL,
-        cwd=coco)
-    assert 'coco/segm_mAP' in metrics(coco / 'tested')
-    found = load(coco / 'found.pkl')[0]['pred_instances']
-    assert len(found['masks']) == len(found['scores']) > 0
-    assert found['masks'][0]['size'] == [96, 128]
 
 
 def run(script, *args, cwd, package=None):
@@ -68,8 +49,8 @@ def run(script, *args, cwd, package=None):
 def trained(tmp_path_factory):
     """A folder with a config and a checkpoint of each package."""
     folder = tmp_path_factory.mktemp('digits')
-    digits.write(folder)
-    for package in digits.CONFIGS:
+    write_digits(folder)
+    for package in DIGITS:
         run('train.py', f'{package}.py', '--work-dir', package, cwd=folder)
     return folder
 
@@ -83,7 +64,7 @@ def predictions(folder, name):
     return figures, load(folder / f'{name}.pkl')
 
 
-@pytest.mark.parametrize('package', digits.CONFIGS)
+@pytest.mark.parametrize('package', DIGITS)
 def test_the_same_as_the_stock_scripts(package, trained):
     config = f'{package}.py'
     run('train.py', config, '--work-dir', f'{package}_stock', package=package, cwd=trained)
@@ -96,19 +77,17 @@ def test_the_same_as_the_stock_scripts(package, trained):
     assert len(ours[1]) and same(ours, stock)
 
 
-@pytest.mark.parametrize('package', digits.CONFIGS)
-def test_time_augmentation(package, trained, many):
-    out = f'{package}_tta'
-    run('test.py', f'{package}.py', f'{package}/iter_3.pth', '--work-dir', out, '--tta',
-        '--out', f'{out}.pkl', cwd=trained)
-    figures, found = predictions(trained, out)
-    assert len(found)
-    if many(package != 'mmseg', False):  # mmseg's script takes the config's tta_pipeline alone
-        return
-    run('test.py', f'{package}.py', f'{package}/iter_3.pth', '--work-dir', f'{out}_stock',
-        '--tta', '--out', f'{out}_stock.pkl', package=package, cwd=trained)
-    expected_figures, expected = predictions(trained, f'{out}_stock')
-    assert figures == expected_figures
+@pytest.mark.parametrize('package', [
+    pytest.param('mmpretrain', marks=pytest.mark.slow),
+    pytest.param('mmdet', marks=pytest.mark.slow), 'mmseg'])
+def test_time_augmentation(package, trained):
+    for name, scripts in (('ours', None), ('stock', package)):
+        out = f'{package}_{name}_tta'
+        run('test.py', f'{package}.py', f'{package}/iter_3.pth', '--work-dir', out, '--tta',
+            '--out', f'{out}.pkl', package=scripts, cwd=trained)
+    (figures, found), (expected_figures, expected) = (
+        predictions(trained, f'{package}_{name}_tta') for name in ('ours', 'stock'))
+    assert len(found) == len(expected) > 0 and figures == expected_figures
     if package == 'mmseg':
         assert found == expected
     for a, b in zip(found, expected):  # the stock scripts keep the flipped image's metadata
@@ -118,35 +97,40 @@ def test_time_augmentation(package, trained, many):
             assert_close(a['pred_instances'], b['pred_instances'])
 
 
-@pytest.mark.parametrize('package', digits.CONFIGS)
-def test_pictures(package, trained, many):
-    if package == 'mmpretrain' and not many(False, True):
-        pytest.skip('long version only: --torture')
+@pytest.mark.parametrize('package, count', [
+    pytest.param('mmpretrain', 360, marks=pytest.mark.slow), ('mmdet', 2), ('mmseg', 2)])
+def test_pictures(package, count, trained):
     run('test.py', f'{package}.py', f'{package}/iter_3.pth', '--work-dir', f'{package}_shown',
         '--show-dir', f'{package}_pictures', cwd=trained)
     folders = list(trained.rglob(f'{package}_pictures'))
     found = [p for folder in folders for p in folder.rglob('*') if p.suffix in ('.jpg', '.png')]
-    assert len(found) == dict(mmpretrain=360).get(package, 2)
+    assert len(found) == count
 
 
-def test_resume_and_scaled_lr(coco, checkpoint):
-    log = run('train.py', CONFIG, '--work-dir', 'more', '--resume', checkpoint,
-              '--auto-scale-lr', *SMALL, 'train_cfg.max_epochs=2', cwd=coco)
-    assert 'resumed epoch: 1, iter: 1' in log
+def test_masks_are_dumped_as_mmdet_does(tmp_path):
+    write_detector(tmp_path)
+    options = ['--cfg-options', *DETECTOR_OPTIONS, 'test_dataloader.dataset.pipeline.1.scale='
+               '(96,64)', 'train_cfg.max_epochs=1', 'model.test_cfg.rcnn.score_thr=0.']
+    run('train.py', 'detector.py', '--work-dir', 'out', *options, cwd=tmp_path)
+    scalars, = (tmp_path / 'out').glob('*/vis_data/scalars.json')
+    records = map(json.loads, scalars.read_text().splitlines())
+    losses = [record['loss'] for record in records if 'loss' in record]
+    assert losses and np.isfinite(losses).all()
+    run('test.py', 'detector.py', 'out/epoch_1.pth', '--work-dir', 'tested', '--out',
+        'found.pkl', *options, cwd=tmp_path)
+    assert 'coco/segm_mAP' in metrics(tmp_path / 'tested')
+    found = load(tmp_path / 'found.pkl')[0]['pred_instances']
+    assert len(found['masks']) == len(found['scores']) > 0
+    assert found['masks'][0]['size'] == [64, 96]
+
+
+def test_resume_and_scaled_lr(trained):
+    log = run('train.py', 'mmdet.py', '--work-dir', 'more', '--resume', 'mmdet/iter_3.pth',
+              '--auto-scale-lr', '--cfg-options', 'train_cfg.max_iters=4',
+              'auto_scale_lr.base_batch_size=16', cwd=trained)
+    assert 'resumed epoch: 0, iter: 3' in log
     assert 'Scaling the original LR by 0.125' in log  # 2 images of 16
-    assert (coco / 'more/epoch_2.pth').exists() and not (coco / 'more/epoch_1.pth').exists()
-
-
-def test_options_that_the_config_does_not_support(trained):
-    for script, args, words in (
-            ('train.py', ['--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'],
-             'needs auto_scale_lr.base_batch_size, which mmdet.py does not set'),
-            ('test.py', ['mmdet/iter_3.pth', '--show-dir', 'x', '--cfg-options',
-                         'default_hooks.visualization=None'],
-             'need default_hooks.visualization in the config')):
-        process = Run(trained, 'mmdet.py', *args, script=ROOT / 'tools' / script)
-        assert process.wait() == 1
-        assert process.text().strip().endswith(words), process.text()
+    assert (trained / 'more/iter_4.pth').exists() and not (trained / 'more/iter_3.pth').exists()
 
 
 @pytest.mark.gpu
@@ -166,68 +150,55 @@ def test_amp_and_sync_bn(coco, launch, options, words):
     assert (coco / 'gpu/epoch_1.pth').exists()
 
 
-def test_mim_trains_and_tests_our_config(coco, checkpoint, many):
-    if many(True, False):
-        pytest.skip('long version only: --torture; tests/test_package.py has the short one')
-    done = mim('train', 'mmrest', CONFIG, '--work-dir', 'mim_train', *SMALL, cwd=coco)
-    assert done.returncode == 0, done.stderr
-    assert (coco / 'mim_train/epoch_1.pth').exists()
-    done = mim('test', 'mmrest', CONFIG, '-C', checkpoint, '--work-dir', 'mim_test', *SMALL,
-               cwd=coco)
-    assert done.returncode == 0, done.stderr
-    assert 'coco/segm_mAP' in metrics(coco / 'mim_test')
-
-
-def test_mim_of_mmdet_tests_our_config(coco, checkpoint, many):
-    if many(True, False):
-        pytest.skip('long version only: --torture')
-    package, = packages_distributions()['mmdet']  # onedl-mmdetection, or OpenMMLab's mmdet
-    done = mim('test', package, CONFIG, '-C', checkpoint, '--work-dir', 'by_mim',
-               *SMALL, cwd=coco)
-    assert done.returncode == 0, done.stderr
-    assert 'coco/segm_mAP' in metrics(coco / 'by_mim')
+@pytest.mark.slow  # tests/test_package.py has the short one
+def test_mim_trains_and_tests_our_config(coco):
+    mim('train', 'mmrest', CONFIG, '--work-dir', 'mim_train', *SMALL, cwd=coco)
+    mmdet, = packages_distributions()['mmdet']  # onedl-mmdetection, or OpenMMLab's mmdet
+    for package in ('mmrest', mmdet):
+        mim('test', package, CONFIG, '-C', 'mim_train/epoch_1.pth', '--work-dir', package,
+            *SMALL, cwd=coco)
+        assert 'coco/segm_mAP' in metrics(coco / package)
 
 
 def test_mim_finds_our_models(tmp_path):
-    done = mim('search', 'mmrest', '--json', 'found.json', cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    mim('search', 'mmrest', '--json', 'found.json', cwd=tmp_path)
     found = json.loads((tmp_path / 'found.json').read_text())
     configs = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py')
                if '_base_' not in path.parts and 'digits' not in path.stem}
     assert set(found['config'].values()) == configs
 
 
-def test_det_inferencer_takes_our_config(coco, checkpoint):
+def test_det_inferencer_takes_our_config(trained):
     from mmdet.apis import DetInferencer
-    inferencer = DetInferencer(str(CONFIG), str(checkpoint), device='cpu', show_progress=False)
-    inferencer.model.test_cfg.rcnn.score_thr = 0.  # an untrained model is sure of nothing
-    image = str(coco / 'data/coco/val2017/0.jpg')
+    inferencer = DetInferencer(str(trained / 'mmdet.py'), str(trained / 'mmdet/iter_3.pth'),
+                               device='cpu', show_progress=False)
+    image = str(trained / 'data/digits/val/000000.jpg')
     result = inferencer(image, return_datasamples=True)['predictions'][0].pred_instances
-    assert len(result.bboxes) == len(result.masks) > 0
     boxes = result.bboxes
-    assert (boxes >= 0).all() and (boxes[:, 2] <= 128).all() and (boxes[:, 3] <= 96).all()
+    assert len(boxes) > 0 and (boxes >= 0).all() and (boxes <= 128).all()
 
 
-@pytest.mark.parametrize('args, sentence', [
-    (['train.py', CONFIG, '--work-dir', 'elsewhere', '--cfg-options',
+@pytest.mark.parametrize('args, words', [
+    (['train.py', CONFIG], 'needs data/coco/annotations/instances_train2017.json, '),
+    (['train.py', 'mmdet.py', '--cfg-options',
       'train_dataloader.dataset.ann_file=annotations/other.json'],
-     'needs data/coco/annotations/other.json, which cannot be found'),
+     'needs data/digits/annotations/other.json, which cannot be found'),
+    (['train.py', 'mmdet.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'],
+     'needs auto_scale_lr.base_batch_size, which mmdet.py does not set'),
+    (['test.py', 'mmdet.py', 'mmdet/iter_3.pth', '--show-dir', 'x', '--cfg-options',
+      'default_hooks.visualization=None'],
+     'need default_hooks.visualization in the config'),
     (['test.py', 'no.py', 'no.pth'], "No such file or directory: 'no.py'"),
-    (['test.py', CONFIG, 'no.pth'], "checkpoint='no.pth': no such file"),
+    (['test.py', 'mmdet.py', 'no.pth'], "checkpoint='no.pth': no such file"),
 ])
-def test_what_is_missing_is_said_in_one_sentence(args, sentence, coco):
+def test_what_is_missing_is_said_in_one_sentence(args, words, trained):
+    """And nothing is written."""
+    before = set(trained.iterdir())
     script, *args = args
-    process = Run(coco, *args, script=ROOT / 'tools' / script)
+    process = Run(trained, *args, script=ROOT / 'tools' / script)
     assert process.wait() == 1
     line, = process.text().strip().splitlines()
-    assert sentence in line and not (coco / 'elsewhere').exists()
-
-
-def test_without_data_nothing_is_written(tmp_path):
-    done = call(ROOT / 'tools/train.py', CONFIG, cwd=tmp_path)
-    sentence, = done.stderr.strip().splitlines()
-    assert done.returncode == 1 and 'data/coco/annotations/instances_train2017.json' in sentence
-    assert not list(tmp_path.iterdir())
+    assert words in line and set(trained.iterdir()) - before == {process.log}
 
 
 @pytest.fixture

@@ -11,18 +11,16 @@ import zipfile
 from pathlib import Path
 
 import torch
-from mmengine.config import config
 from mmengine.hooks import checkpoint_hook
 
 ROOT = Path(__file__).parents[2]
-# A ResT of two stages; DropPath draws random numbers in every block but the first.
-ARCH = dict(embed_dims=(8, 16), depths=(1, 2), num_heads=(1, 2), sr_ratios=(2, 1))
 # Forked from a server that has imported everything: a run starts in a second.
 PROCESSES = multiprocessing.get_context('forkserver')
 PROCESSES.set_forkserver_preload(
     ['mmpretrain.models', 'mmpretrain.datasets', 'mmdet.models', 'mmdet.datasets',
      'mmdet.evaluation', 'mmdet.visualization', 'mmpretrain.visualization', 'mmseg.models',
-     'mmseg.datasets', 'mmseg.evaluation', 'mmseg.visualization', 'mmrest'])
+     'mmseg.datasets', 'mmseg.evaluation', 'mmseg.visualization', 'mmrest',
+     'tests.quick_configs'])
 
 
 class Run:
@@ -33,7 +31,6 @@ class Run:
         argv = [str(arg) for arg in (script, *args)]
         self.process = PROCESSES.Process(
             target=_run, args=(str(folder), str(self.log), argv, fate))
-        self.started = time.monotonic()
         self.process.start()
 
     def until(self, words, timeout=60):
@@ -64,7 +61,6 @@ def _run(folder, log, argv, fate):
     os.dup2(out, 1)
     os.dup2(out, 2)
     torch.set_num_threads(1)
-    config.FormatCode = lambda code, **kwargs: (code, True)  # yapf took half of the time
     sys.path.insert(0, os.path.dirname(argv[0]))
     sys.argv = argv
     if fate is not None:
@@ -73,20 +69,19 @@ def _run(folder, log, argv, fate):
 
 
 class DieAt:
-    """SIGKILL before or after the n-th rename to a file name with this ending."""
+    """SIGKILL before or after a rename to a file name with this ending."""
 
-    def __init__(self, end, n, after):
-        self.end, self.n, self.after = end, n, after
+    def __init__(self, end, after):
+        self.end, self.after = end, after
 
     def __call__(self):
         replace = os.replace
 
         def deadly(source, target, **kwargs):
-            self.n -= str(target).endswith(self.end)
-            if self.n == 0 and not self.after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(source, target, **kwargs)
-            if self.n == 0:
+            last = str(target).endswith(self.end)
+            if self.after or not last:
+                replace(source, target, **kwargs)
+            if last:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         os.replace = deadly
@@ -105,20 +100,19 @@ class FilesAtMost:
 
 
 class DieNaming:
-    """SIGKILL, or an error, when the n-th last_checkpoint is open and still empty."""
+    """SIGKILL, or an error, when last_checkpoint is open and still empty."""
 
-    def __init__(self, n, kill):
-        self.n, self.kill = n, kill
+    def __init__(self, kill):
+        self.kill = kill
 
     def __call__(self):
         def deadly(path, *args):
             file = open(path, *args)  # noqa: SIM115
-            self.n -= str(path).endswith('last_checkpoint')
-            if self.n == 0 and self.kill:
+            if not str(path).endswith('last_checkpoint'):
+                return file
+            if self.kill:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self.n == 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return file
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         checkpoint_hook.open = deadly
 

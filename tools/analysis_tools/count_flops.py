@@ -1,7 +1,8 @@
-"""Parameters and FLOPs (multiply-adds of one image) of any mm config with ResT in it.
+"""Parameters and FLOPs (multiply-adds of one image) of any mm config, whatever its backbone.
 
-Two figures are printed. The published way counts convolutions and linear layers only. The full
-one counts the attention too: queries by keys, the mixing of heads, and map by values.
+Two figures are printed. The first counts convolutions and linear layers only, as ResT's paper
+does. The second counts the attention too: queries by keys, the mixing of heads, and map by
+values. Norms, activations and pooling are in neither.
 
     python tools/analysis_tools/count_flops.py configs/classification/rest_small_8xb256_in1k.py
     python tools/analysis_tools/count_flops.py CONFIG --shape 800 1333
@@ -20,7 +21,7 @@ LAYERS = (aten.convolution, aten.mm, aten.addmm)
 
 
 def count(cfg: Config, shape: Tuple[int, int]) -> Tuple[int, int, int]:
-    """Parameters, multiply-adds as published, and with those of the attention."""
+    """Parameters, multiply-adds of the layers, and with those of the attention."""
     model = build_model(cfg)
     inputs = dummy_inputs(cfg, model, shape)
     counter = FlopCounterMode(display=False)
@@ -45,10 +46,10 @@ def main() -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args()
     cfg = read_config(args.config, args.cfg_options)
-    parameters, published, full = count(cfg, tuple(args.shape))
+    parameters, layers, full = count(cfg, tuple(args.shape))
     print(f'{args.config} at {args.shape[0]}x{args.shape[1]}: '
-          f'{parameters / 1e6:.3f} M parameters, FLOPs {published / 1e9:.2f} G as published, '
-          f'{full / 1e9:.2f} G with attention')
+          f'{parameters / 1e6:.3f} M parameters, FLOPs {layers / 1e9:.2f} G in convolutions '
+          f'and linear layers, {full / 1e9:.2f} G with attention')
 
 
 if __name__ == '__main__':

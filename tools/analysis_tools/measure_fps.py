@@ -1,4 +1,4 @@
-"""Images per second of any mm config with ResT in it: the whole model, without data and NMS.
+"""Images per second of any mm config: the whole model, without loading of data and NMS.
 
     python tools/analysis_tools/measure_fps.py configs/mask_rcnn/rest_small_fpn_1x_coco.py \
         --shape 800 1344
