@@ -88,6 +88,26 @@ def test_after_an_error_nothing_is_removed_later(tmp_path, monkeypatch):
     assert names(tmp_path / 'a') == ['epoch_1.pth', 'last_checkpoint']
 
 
+def test_a_checkpoint_that_always_has_one_name_is_kept(tmp_path):
+    _, this = saved(tmp_path, 3, max_keep_ckpts=1, filename_tmpl='latest.pth')
+    assert names(tmp_path) == ['last_checkpoint', 'latest.pth']
+    assert torch.load(tmp_path / 'latest.pth')['name'] == 'latest.pth'
+
+
+def test_another_backend_that_saves_keeps_one_more(tmp_path):
+    """FlexibleRunner's strategies save without the hook's backend, which removes alone."""
+    backend = get_file_backend(backend_args=dict(backend='whole'))
+    other = tmp_path / 'other' / 'a.pth'  # of a run that ended before it saved again
+    other.parent.mkdir()
+    other.touch()
+    backend.remove(str(other))
+    for i in range(4):
+        if i:
+            backend.remove(str(tmp_path / f'{i - 1}.pth'))
+        (tmp_path / f'{i}.pth').touch()
+    assert names(tmp_path) == ['2.pth', '3.pth', 'other'] and other.exists()
+
+
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / 'epoch_9.pth.partial').write_bytes(b'half')
     saved(tmp_path, 1)
