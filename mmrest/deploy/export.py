@@ -58,7 +58,12 @@ def export(model: nn.Module,
             ``predict`` at one of these sizes. Nothing is written.
         ImportError: A package that writes or runs ONNX is not installed.
     """
-    require('onnx', 'onnxscript', 'onnxruntime')
+    try:
+        for package in ('onnx', 'onnxscript', 'onnxruntime'):
+            importlib.import_module(package)
+    except ImportError as error:
+        raise MissingPackageError(
+            f'{error}: run `pip install onnx onnxruntime onnxscript`') from error
     model, network, check = resolve(model, backbone)
     content = to_onnx(network, metadata or {}).SerializeToString()
     errors = compare(content, model, network, check, images)
@@ -67,15 +72,6 @@ def export(model: nn.Module,
                       'checked on; check it on images with objects in them', stacklevel=2)
     write_whole(path, content)
     return errors
-
-
-def require(*packages: str) -> None:
-    try:
-        for package in packages:
-            importlib.import_module(package)
-    except ImportError as error:
-        raise MissingPackageError(
-            f'{error}: run `pip install onnx onnxruntime onnxscript`') from error
 
 
 def resolve(model: nn.Module, backbone: bool) -> Tuple[nn.Module, nn.Module, Callable]:
