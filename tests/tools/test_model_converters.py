@@ -558,6 +558,14 @@ def test_directions_that_do_not_exist_are_refused(call, convert):
         assert found is None and words in f'{said}\n'
 
 
+def test_the_configs_package_must_be_installed(call, monkeypatch):
+    package = 'mmengine.config.config.is_installed'
+    monkeypatch.setattr(package, lambda name: name != 'mmpretrain')
+    monkeypatch.setattr(Config, 'fromfile', read_once.__wrapped__)
+    said, mm = call(classifier(), 'mmpretrain')
+    assert mm is None and 'a config: mmpretrain is not installed' in said
+
+
 class Payload:
 
     def __init__(self, mark):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmrest import ResT, ResTV2
 from mmrest.apis import read_config
-from mmrest.errors import UserError
+from mmrest.errors import MissingPackageError, UserError
 from mmrest.models.checkpoint import DETECTION_LARGE
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -194,7 +194,8 @@ def fit_config(model: Model, state: Dict[str, Tensor]) -> Tuple[Config, int, Lis
         set it where the config in the repository has another.
 
     Raises:
-        UserError: The number of outputs of ``family.head`` belongs to no number of classes.
+        UserError: The number of outputs of ``family.head`` belongs to no number of classes,
+            or the package of the config is not installed.
     """
     family, dims = model.family, model.arch['embed_dims']
     modules = {f'{other}.weight': f'{mm}.weight' for other, mm in family.modules.items()}
@@ -210,7 +211,10 @@ def fit_config(model: Model, state: Dict[str, Tensor]) -> Tuple[Config, int, Lis
     sizes = dict(num_classes=classes, in_channels=channels, out_channels=channels,
                  feat_channels=channels, conv_out_channels=channels,
                  fc_out_channels=outputs.get('roi_head.bbox_head.shared_fcs.0.weight'))
-    cfg = read_config(CONFIGS / (model.config or family.configs[ResT].format('small')))
+    try:
+        cfg = read_config(CONFIGS / (model.config or family.configs[ResT].format('small')))
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(f'shapes are compared with a config: {error}') from error
     changed = list(_resize(cfg.model, sizes, 'model'))
     backbone = cfg.model.backbone
     backbone.update(type=model.kind.__name__, arch={'num_heads': (1, ) * 4, **model.arch})
