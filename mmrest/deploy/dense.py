@@ -46,7 +46,7 @@ class Preprocess(nn.Module):
         return image
 
 
-class Classifier(nn.Module):
+class OnnxClassifier(nn.Module):
     """MMPretrain's ImageClassifier: images to logits (B, classes)."""
     names = ('logits', )
 
@@ -59,7 +59,7 @@ class Classifier(nn.Module):
         return self.model(self.preprocess(image), mode='tensor')
 
 
-class Segmenter(nn.Module):
+class OnnxSegmenter(nn.Module):
     """MMSegmentation's EncoderDecoder: images to the class of each pixel (B, H, W), int64.
 
     Raises:

@@ -143,7 +143,7 @@ def finish(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tuple[Tensor, Tenso
             torch.where(there, labels, torch.full_like(labels, -1)))
 
 
-class Detector(nn.Module):
+class OnnxDetector(nn.Module):
     """What both kinds of detectors share."""
     names = ('boxes', 'scores', 'labels')
 
@@ -162,7 +162,7 @@ class Detector(nn.Module):
         raise NotImplementedError
 
 
-class OneStage(Detector):
+class OneStage(OnnxDetector):
     """RetinaNet."""
 
     def __init__(self, model: nn.Module):
@@ -175,7 +175,7 @@ class OneStage(Detector):
         return finish(take(boxes, index), scores, labels.gather(1, index))
 
 
-class TwoStage(Detector):
+class TwoStage(OnnxDetector):
     """Faster R-CNN, and Mask R-CNN with ``masks`` (B, n, s, s), probabilities in each box."""
 
     def __init__(self, model: nn.Module):

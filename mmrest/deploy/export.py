@@ -1,31 +1,31 @@
 """Whole models as ONNX files that run without PyTorch and mm."""
+import importlib
 import json
 import warnings
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Union
+from typing import Callable, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
-from torch import nn
+from torch import Tensor, nn
 
 from ..apis import find_rest
 from ..errors import MissingPackageError, UserError
 from ..files import write_whole
 from ..safe_reading import read_file
 from . import detectors, emsa_onnx, verify
-from .dense import Backbone, Classifier, Segmenter, replace_constants
+from .dense import Backbone, OnnxClassifier, OnnxSegmenter, replace_constants
 
 # What exports a model of mm, and what checks the result.
 FAMILIES = {
-    'ImageClassifier': (Classifier, verify.check_logits),
-    'EncoderDecoder': (Segmenter, verify.check_label_maps),
+    'ImageClassifier': (OnnxClassifier, verify.check_logits),
+    'EncoderDecoder': (OnnxSegmenter, verify.check_label_maps),
     'RetinaNet': (detectors.OneStage, verify.check_detections),
     'FasterRCNN': (detectors.TwoStage, verify.check_detections),
     'MaskRCNN': (detectors.TwoStage, verify.check_detections),
 }
 EXPORTED = (2, 128, 160)  # batch, height and width of the example
-NEEDED = 'run `pip install onnx onnxruntime onnxscript`'
 
 
 def export(model: nn.Module,
@@ -59,57 +59,71 @@ def export(model: nn.Module,
         ImportError: A package that writes or runs ONNX is not installed.
     """
     try:
-        import onnxruntime
+        for package in ('onnx', 'onnxscript', 'onnxruntime'):
+            importlib.import_module(package)
     except ImportError as error:
-        raise MissingPackageError(f'{error}: {NEEDED}') from error
+        raise MissingPackageError(
+            f'{error}: run `pip install onnx onnxruntime onnxscript`') from error
+    model, network, check = resolve(model, backbone)
+    content = to_onnx(network, metadata or {}).SerializeToString()
+    errors = compare(content, model, network, check, images)
+    if errors.get('boxes') == 0:
+        warnings.warn('neither mm nor ONNX finds a box in the pictures that the file was '
+                      'checked on; check it on images with objects in them', stacklevel=2)
+    write_whole(path, content)
+    return errors
+
+
+def resolve(model: nn.Module, backbone: bool) -> Tuple[nn.Module, nn.Module, Callable]:
+    """What is exported of a model, as it is and as a module for the exporter, and its check."""
     kind = type(model).__name__
     if backbone:
-        wrapper, check = Backbone, verify.check_features
-        model = find_rest(model)
+        model, wrapper, check = find_rest(model), Backbone, verify.check_features
     elif kind in FAMILIES:
         wrapper, check = FAMILIES[kind]
     else:
         raise UserError(f'{kind} cannot be exported as a whole, only {sorted(FAMILIES)}; '
-                         'its ResT can (--part backbone)')
-    proto = to_onnx(wrapper(replace_constants(model)).eval(), metadata or {})
-    content = proto.SerializeToString()
+                        'its ResT can (--part backbone)')
+    return model, wrapper(replace_constants(model)).eval(), check
+
+
+def picture(network: nn.Module, size: Tuple[int, int, int], files: Sequence[str] = (),
+            number: int = 0) -> Tensor:
+    """An input of a network: RGB, or about what normalisation gives."""
+    image = verify.pictures(size, files, number)
+    return (image - 128.) / 64. if isinstance(network, Backbone) else image
+
+
+def compare(content: bytes, model: nn.Module, network: nn.Module, check: Callable,
+            files: Sequence[str]) -> Dict[str, float]:
+    """The largest differences from ``predict``, see :func:`export`."""
+    import onnxruntime
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
-    result = {}
+    result: Dict[str, float] = {}
     for number, size in enumerate(verify.SIZES):
-        image = verify.pictures(size, images, number)
-        if backbone:
-            image = (image - 128.) / 64.  # about what normalisation gives
+        image = picture(network, size, files, number)
         outputs = session.run(None, dict(image=image.numpy()))
         try:
             errors = check(model, image, outputs)
         except UserError as error:
             sizes = 'x'.join(map(str, size))
             raise UserError(f"not written: at {sizes}, ONNX disagrees with mm's predict: "
-                             f'{error}') from error
+                            f'{error}') from error
         for name, value in errors.items():
             result[name] = max(value, result.get(name, 0.))
-    if result.get('boxes') == 0:
-        warnings.warn('neither mm nor ONNX finds a box in the pictures that the file was '
-                      'checked on; check it on images with objects in them', stacklevel=2)
-    write_whole(path, content)
     return result
 
 
 def to_onnx(network: nn.Module, metadata: Dict[str, str]):
     """An ``onnx.ModelProto`` of an export class."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  torch.onnx writes with it
-    except ImportError as error:
-        raise MissingPackageError(f'{error}: {NEEDED}') from error
+    import onnx
     emsa_onnx.choose(network)
-    image = verify.pictures(EXPORTED)
     dynamic = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # deprecations inside torch.onnx
         program = torch.onnx.export(
-            network, (image.float() if isinstance(network, Backbone) else image, ),
-            dynamo=True, verbose=False, input_names=['image'], output_names=list(network.names),
+            network, (picture(network, EXPORTED), ), dynamo=True, verbose=False,
+            input_names=['image'], output_names=list(network.names),
             dynamic_shapes=dict(image={0: dynamic, 2: dynamic, 3: dynamic}),
             custom_translation_table={**emsa_onnx.translations(), **detectors.translations()})
     proto = emsa_onnx.fill(program.model_proto)

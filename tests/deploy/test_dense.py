@@ -57,7 +57,7 @@ def test_padding_of_a_segmenter_is_cut_off():
     model.data_preprocessor.test_cfg = dict(size_divisor=32)
     images = verify.pictures((2, 75, 130))
     with torch.no_grad():
-        labels = dense.Segmenter(model)(images)
+        labels = dense.OnnxSegmenter(model)(images)
     assert labels.shape == (2, 75, 130)
     assert verify.check_label_maps(model, images, [labels.numpy()])['pixels wrong'] == 0
 
@@ -92,8 +92,8 @@ def test_what_cannot_be_exported_is_refused():
     model = build('semantic_fpn')
     model.test_cfg.mode = 'slide'
     with pytest.raises(ValueError, match="mode='slide' cannot be exported"):
-        dense.Segmenter(model)
+        dense.OnnxSegmenter(model)
     model = build('semantic_fpn')
     model.out_channels = 1
     with pytest.raises(ValueError, match='out_channels=1'):
-        dense.Segmenter(model)
+        dense.OnnxSegmenter(model)

@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
@@ -28,12 +27,8 @@ TRAININGS = {
 
 
 @pytest.fixture(scope='module')
-def project(tmp_path_factory, many):
+def project(tmp_path_factory):
     """Digits, and one model of each task."""
-    if many(True, False):
-        pytest.skip('long version only: --torture')
-    if not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'):
-        pytest.skip('torch before 2.6 cannot export dynamic sizes')
     folder = tmp_path_factory.mktemp('deploy')
     for name in ('configs', 'tools'):
         (folder / name).symlink_to(ROOT / name)
@@ -106,6 +101,7 @@ def top1(model, folder, kind):
     return 100 * np.mean(hits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('config, metrics', [
     ('classification/rest_lite_digits.py', {'accuracy/top1': (top1, '', 0.05)}),
     ('retinanet/rest_lite_retinanet_digits.py', {
@@ -115,7 +111,7 @@ def top1(model, folder, kind):
         'coco/segm_mAP': (average_precision, 'segm', 1e-3)}),
     ('semantic_fpn/rest_lite_semantic_fpn_digits.py', {'mIoU': (mean_iou, '', 0.05)}),
 ])
-def test_metrics_of_exported_models(project, config, metrics, many, monkeypatch):
+def test_metrics_of_exported_models(project, config, metrics, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'tools/deployment'))
     name = config.split('/')[1][:-len('.py')]
     checkpoint = f'work_dirs/{name}/iter_{TRAININGS[config][0]}.pth'

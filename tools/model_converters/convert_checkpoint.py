@@ -12,31 +12,27 @@ config needs. If something cannot be converted, nothing is written. See docs/mod
 """
 import argparse
 import io
-from collections import Counter
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from layouts import (
     CLASSIFIER,
-    IN_TRUNK,
     PAIRS,
     PREFIXES,
     RETINANET,
-    arch_name,
-    backbone_arch,
-    backbone_shapes,
-    cell_anchors,
-    layout_name,
-    module_shapes,
+    Model,
+    fit_config,
+    name_pairs,
     recognise,
     swap_anchors,
 )
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
+from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
 from mmrest import ResT, ResTV2
-from mmrest.apis import exit_on_user_error
+from mmrest.apis import build_model, exit_on_user_error
 from mmrest.errors import UserError
 from mmrest.files import write_whole
 from mmrest.safe_reading import read_state_dict
@@ -49,217 +45,191 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 INPUTS = {ResT: ('BGR', (1., 1., 1.)), ResTV2: ('RGB', STD)}
 INPUT_BUFFERS = ('pixel_mean', 'pixel_std')
-ANCHOR_BUFFERS = ('anchor_generator.cell_anchors.',
-                  'proposal_generator.anchor_generator.cell_anchors.')
+ANCHOR_BUFFERS = 'anchor_generator.cell_anchors.'
 
 
-class Conversion:
-    """Converts a state dict to another layout.
+def convert(state: State, target: str, input_format: Optional[str] = None,
+            pixel_std: Optional[Sequence[float]] = None,
+            cfg_options: Optional[dict] = None) -> Tuple[State, List[str]]:
+    """Return the weights by their names in the layout ``target``, and the report.
 
-    Args:
-        state (dict[str, Tensor]): The weights.
-        target (str): The layout to convert to.
-        input_format (str, optional): 'BGR' or 'RGB': the input of detectron2's network.
-            ``None`` means what ``pixel_mean`` in the state says, or that of INPUTS.
-        pixel_std (Sequence[float], optional): detectron2's, in the order of
-            ``input_format``. ``None`` means ``pixel_std`` in the state, or that of INPUTS.
-        cfg_options (dict, optional): For mmdet to detectron2: the options that the model was
-            built with in addition to its config.
-
-    Attributes:
-        result (dict[str, Tensor]): The weights by their names in the target's layout.
-        report (list[str]): What was done.
+    The other arguments are the script's options.
 
     Raises:
-        ValueError: Something cannot be converted.
+        UserError: Something cannot be converted.
     """
+    model = recognise(state)
+    check_direction(model, target, cfg_options or {}, input_format or pixel_std)
+    buffers = {} if model.family is CLASSIFIER else {
+        name: value.double() for name, value in state.items()
+        if name in INPUT_BUFFERS or ANCHOR_BUFFERS in name}
+    weights = {name: value.detach() for name, value in state.items() if name not in buffers}
+    order, std = find_input(model, buffers, input_format, pixel_std)
+    cfg, classes, class_options = fit_config(model, weights)
+    dropped = compare_buffers(buffers, cfg)
+    names = check_names(weights, model, cfg, classes)
+    result = {new: weights[old] for old, new in names.items()}
+    notes = {}
+    if model.family is not CLASSIFIER:
+        notes.update(convert_input(result, target, order, std))
+    if model.family is RETINANET:
+        notes.update(reorder_anchors(result))
 
-    def __init__(self, state: State, target: str, input_format: Optional[str] = None,
-                 pixel_std: Optional[Sequence[float]] = None,
-                 cfg_options: Optional[dict] = None):
-        self.source, self.family = recognise(state)
-        self.target = target
-        self.kind, self.arch = backbone_arch(state, PREFIXES[self.source])
-        self.options = [option for option in self.family.options
-                        if option != IN_TRUNK or self.kind is ResT]
-        self._check_direction(cfg_options or {}, input_format or pixel_std)
-        self.to_mm = target.startswith('mm')
-        self.notes: Dict[str, str] = {}  # by the target's names
-        self.dropped: List[str] = []
-        self.assumed: List[str] = []
-        state = dict(state)
-        if self.family is not CLASSIFIER:
-            self._take_buffers(state, input_format, pixel_std)
-        self.names = self._check_names(state)
-        self.result: State = {new: state[old].detach() for old, new in self.names.items()}
-        if self.family is not CLASSIFIER:
-            self._convert_input()
-        if self.family is RETINANET:
-            self._reorder_anchors()
-        self.report = self._describe()
+    report = [*group_names(names, notes, model.layout, target), *dropped]
+    if model.layout == 'detectron2' and not buffers.keys() >= {*INPUT_BUFFERS}:
+        report.append(f'assumed: input {order}, std {_numbers(std)}, because IN does not say '
+                      'it; if that is wrong, give --input-format and --pixel-std')
+    values = sum(value.numel() for value in result.values())
+    report.append(
+        f'{model.family.name} of {model.kind.__name__}(arch={model.size or model.arch!r}), '
+        f'{classes} classes, {model.layout} -> {target}: {len(names)} tensors of {values:,} '
+        f'values converted, {len(dropped)} dropped, none left')
+    options = [*model.options, *class_options]
+    if target == 'detectron2':
+        node = 'RETINANET' if model.family is RETINANET else 'ROI_HEADS'
+        report.append(f'it needs: INPUT.FORMAT {order} '
+                      f'MODEL.PIXEL_MEAN "{list(_ordered(MEAN, order))}" '
+                      f'MODEL.PIXEL_STD "{list(std)}" MODEL.{node}.NUM_CLASSES {classes}')
+    elif target.startswith('mm'):
+        report += [f'config: configs/{model.config}'] if model.config else []
+        report += [f'it needs: --cfg-options {" ".join(options)}'] if options else []
+    return result, report
 
-    def _check_direction(self, cfg_options: dict, detectron2_input) -> None:
-        source, target = self.source, self.target
-        if PAIRS[source] != target:
-            reason = f'only to {PAIRS[source]}'
-            if source == target:
-                reason = 'it is in that layout already'
-            elif self.family is not CLASSIFIER:
-                reason += ': a detector has no classification head'
-            else:
-                prefix = PREFIXES[source]
-                reason += (
-                    ': a classifier has no detection head. To start a detector from it, use '
-                    '--cfg-options model.backbone.init_cfg.type=Pretrained '
-                    'model.backbone.init_cfg.checkpoint=IN'
-                    + (f' model.backbone.init_cfg.prefix={prefix}' if prefix else ''))
-            raise UserError(f'a {self.family.name} in the layout {source} cannot be converted '
-                             f'to {target}; {reason}')
-        if detectron2_input and self.family is CLASSIFIER:
-            raise UserError('--input-format and --pixel-std are for detectron2 only')
-        if target != 'detectron2' and cfg_options:
-            raise UserError('--cfg-options is for mmdet -> detectron2 only')
-        options = self.options if target == 'detectron2' else ()
-        lacking = [o for o in options if cfg_options.get(o.split('=')[0]) is not True]
-        if lacking:
-            raise UserError(
-                f"detectron2's network differs from mmdet's without {' '.join(lacking)}, and "
-                'weights do not show how they were trained. If yours were trained with these '
-                f'options, add --cfg-options {" ".join(options)}')
 
-    def _take_buffers(self, state: State, input_format: Optional[str],
-                      pixel_std: Optional[Sequence[float]]) -> None:
-        """Remove detectron2's buffers, and read from them what its network's input is."""
-        names = [n for n in state if n in INPUT_BUFFERS or n.startswith(ANCHOR_BUFFERS)]
-        buffers = {n: state.pop(n).double() for n in names}
-        mean, std = (buffers.pop(n, None) for n in INPUT_BUFFERS)
-        self.input_format = input_format or INPUTS[self.kind][0]
-        self.pixel_std = tuple(pixel_std or INPUTS[self.kind][1])
-        if mean is not None:
-            said = f'pixel_mean={mean.flatten().tolist()} in the checkpoint'
-            orders = [order for order in ('BGR', 'RGB') if _close(mean, _ordered(MEAN, order))]
-            if not orders:
-                raise UserError(f'{said} is not {MEAN}, in RGB or BGR, of the configs here. A '
-                                 'convolution without bias cannot make up for that')
-            if input_format not in (None, *orders):
-                raise UserError(f'--input-format {input_format} contradicts {said}, which is '
-                                 f'{orders[0]}')
-            self.input_format = orders[0]
-        if std is not None:
-            if pixel_std and not _close(std, pixel_std):
-                raise UserError(f'--pixel-std {tuple(pixel_std)} contradicts pixel_std='
-                                 f'{std.flatten().tolist()} in the checkpoint')
-            self.pixel_std = tuple(std.flatten().tolist())
-        if len(self.pixel_std) != 3 or not all(value > 0 for value in self.pixel_std):
-            raise UserError(f'pixel_std={self.pixel_std} must be three numbers above 0')
-        if self.source == 'detectron2' and (mean is None or std is None):
-            self.assumed.append(
-                f'assumed: input {self.input_format}, std {_numbers(self.pixel_std)}, because '
-                'IN does not say it; if that is wrong, give --input-format and --pixel-std')
-        self.dropped += [f'{name}: the mm config normalises; see the stem'
-                         for name in names if name in INPUT_BUFFERS]
-        sizes = self.family.anchor_sizes
-        known = {str(i): cell_anchors(level) for i, level in enumerate(sizes)}
-        for name, value in buffers.items():
-            wanted = known.get(name.rpartition('.')[2])
-            if wanted is None or not _close(value, wanted):
-                raise UserError(f'the anchors {name} in the checkpoint differ from those of '
-                                 f'the configs here (sizes {sizes}, ratios 0.5, 1 and 2)')
-            self.dropped.append(f'{name}: the mm config has the same anchors (compared)')
-
-    def _check_names(self, state: State) -> Dict[str, str]:
-        """The new name of each old one, once all names and shapes are the family's."""
-        target = self.target
-        own = backbone_shapes(self.kind, self.arch, self.family)
-        shapes = {layout_name(name, self.source): shape for name, shape in own.items()}
-        names = {layout_name(name, self.source): layout_name(name, target) for name in own}
-        modules = {mm: (other, mm) if self.to_mm else (mm, other)  # old, new
-                   for other, mm in self.family.modules.items()}
-        names.update({f'{old}.{kind}': f'{new}.{kind}'
-                      for old, new in modules.values() for kind in ('weight', 'bias')})
-        lacking = [name for name in names
-                   if name not in state and not name.endswith('num_batches_tracked')]
-        if lacking:
-            raise UserError(f'the checkpoint lacks {_few(lacking)}')
-        surplus = [name for name in state if name not in names]
-        if surplus:
-            raise UserError(
-                f'{self.source} has no {_few(surplus)} in a {self.family.name}')
-        outputs = {mm: state[f'{old}.weight'].shape[:1].numel()
-                   for mm, (old, _) in modules.items()}
-        self.num_classes, weights = module_shapes(
-            self.family, self.arch['embed_dims'], outputs)
-        for mm, shape in weights.items():
-            old = modules[mm][0]
-            shapes.update({f'{old}.weight': shape, f'{old}.bias': shape[:1]})
-        for name, shape in shapes.items():
-            if name in state and state[name].shape != shape:
-                raise UserError(
-                    f'{name} is {tuple(state[name].shape)}; in a {self.family.name} with '
-                    f'{self.num_classes} classes and this backbone and FPN it is '
-                    f'{tuple(shape)}')
-        return {old: new for old, new in names.items() if old in state}
-
-    def _convert_input(self) -> None:
-        """Put detectron2's channel order and std into the first convolution."""
-        conv = 'conv1' if self.kind is ResT else 'proj.0'
-        name = f'{PREFIXES[self.target]}stem.{conv}.weight'
-        weight = self.result[name].double()  # (hidden, 3, 3, 3)
-        rgb_std = _ordered(self.pixel_std, self.input_format)
-        scale = torch.tensor([ours / theirs for ours, theirs in zip(STD, rgb_std)],
-                             dtype=torch.double).view(1, 3, 1, 1)  # of channels in RGB
-        bgr = self.input_format == 'BGR'
-        if self.to_mm:
-            weight = (weight.flip(1) if bgr else weight) * scale
+def check_direction(model: Model, target: str, cfg_options: dict, detectron2_input) -> None:
+    source, classifier = model.layout, model.family is CLASSIFIER
+    if PAIRS[source] != target:
+        reason, prefix = f'only to {PAIRS[source]}', PREFIXES[source]
+        if source == target:
+            reason = 'it is in that layout already'
+        elif classifier:
+            reason += (
+                ': a classifier has no detection head. To start a detector from it, use '
+                '--cfg-options model.backbone.init_cfg.type=Pretrained '
+                'model.backbone.init_cfg.checkpoint=IN'
+                + (f' model.backbone.init_cfg.prefix={prefix}' if prefix else ''))
         else:
-            weight = weight / scale
-            weight = weight.flip(1) if bgr else weight
-        self.result[name] = weight.to(self.result[name].dtype)
-        change = f'{self.input_format} / {_numbers(self.pixel_std)}', f'RGB / {_numbers(STD)}'
-        if change[0] != change[1]:
-            before, after = change if self.to_mm else change[::-1]
-            self.notes[name] = f'{conv}: {before} -> {after}'
+            reason += ': a detector has no classification head'
+        raise UserError(f'a {model.family.name} in the layout {source} cannot be converted to '
+                        f'{target}; {reason}')
+    if detectron2_input and classifier:
+        raise UserError('--input-format and --pixel-std are for detectron2 only')
+    if target != 'detectron2' and cfg_options:
+        raise UserError('--cfg-options is for mmdet -> detectron2 only')
+    lacking = [o for o in model.options if cfg_options.get(o.split('=')[0]) is not True]
+    if target == 'detectron2' and lacking:
+        raise UserError(
+            f"detectron2's network differs from mmdet's without {' '.join(lacking)}, and "
+            'weights do not show how they were trained. If yours were trained with these '
+            f'options, add --cfg-options {" ".join(model.options)}')
 
-    def _reorder_anchors(self) -> None:
-        for name in self.result:
-            if name.startswith(('head.cls_score.', 'head.bbox_pred.', 'bbox_head.retina_')):
-                self.result[name] = swap_anchors(self.result[name])
-                self.notes[name] = 'anchors reordered'
 
-    def _describe(self) -> List[str]:
-        groups: Counter = Counter()
-        notes: Dict[Tuple[str, str], str] = {}
-        for old, new in self.names.items():
-            group = _group(old, self.source), _group(new, self.target)
-            groups[group] += 1
-            if new in self.notes:
-                notes[group] = f'  ({self.notes[new]})'
-        width = max(len(old) for old, _ in groups)
-        lines = [f'{old:{width}}  ->  {new}  {count} tensors{notes.get((old, new), "")}'
-                 for (old, new), count in groups.items()]
-        lines += [f'dropped  {line}' for line in self.dropped] + self.assumed
-        size = arch_name(self.kind, self.arch)
-        values = sum(value.numel() for value in self.result.values())
-        lines.append(f'{self.family.name} of {self.kind.__name__}(arch={size or self.arch!r}), '
-                     f'{self.num_classes} classes, {self.source} -> {self.target}: '
-                     f'{len(self.names)} tensors of {values:,} values converted, '
-                     f'{len(self.dropped)} dropped, none left')
-        if self.to_mm:
-            options = list(self.options)
-            if self.num_classes != self.family.num_classes:
-                options += [f'{o}={self.num_classes}' for o in self.family.class_options]
-            if size and self.kind in self.family.configs:
-                lines.append(f'config: configs/{self.family.configs[self.kind].format(size)}')
-            if options:
-                lines.append(f'it needs: --cfg-options {" ".join(options)}')
-        elif self.target == 'detectron2':
-            node = 'RETINANET' if self.family is RETINANET else 'ROI_HEADS'
-            order = self.input_format
-            lines.append(f'it needs: INPUT.FORMAT {order} '
-                         f'MODEL.PIXEL_MEAN "{list(_ordered(MEAN, order))}" '
-                         f'MODEL.PIXEL_STD "{list(self.pixel_std)}" '
-                         f'MODEL.{node}.NUM_CLASSES {self.num_classes}')
-        return lines
+def find_input(model: Model, buffers: State, order: Optional[str],
+               std: Optional[Sequence[float]]) -> Tuple[str, Tuple[float, ...]]:
+    """BGR or RGB, and the std in that order.
+
+    The buffers say it, or else the arguments, or else it is the published detectors'.
+    """
+    mean, own_std = (buffers.get(name) for name in INPUT_BUFFERS)
+    if mean is not None:
+        said = f'pixel_mean={mean.flatten().tolist()} in the checkpoint'
+        orders = [order for order in ('BGR', 'RGB') if _close(mean, _ordered(MEAN, order))]
+        if not orders:
+            raise UserError(f'{said} is not {MEAN}, in RGB or BGR, of the configs here. A '
+                            'convolution without bias cannot make up for that')
+        if order not in (None, *orders):
+            raise UserError(f'--input-format {order} contradicts {said}, which is {orders[0]}')
+        order = orders[0]
+    if own_std is not None:
+        if std and not _close(own_std, std):
+            raise UserError(f'--pixel-std {tuple(std)} contradicts pixel_std='
+                            f'{own_std.flatten().tolist()} in the checkpoint')
+        std = own_std.flatten().tolist()
+    std = tuple(INPUTS[model.kind][1] if std is None else std)
+    if len(std) != 3 or not all(value > 0 for value in std):
+        raise UserError(f'pixel_std={std} must be three numbers above 0')
+    return order or INPUTS[model.kind][0], std
+
+
+def compare_buffers(buffers: State, cfg: Config) -> List[str]:
+    """Lines of the report on buffers, which are dropped. Anchors must be the config's."""
+    lines = [f'dropped  {name}: the mm config normalises; see the stem'
+             for name in buffers if name in INPUT_BUFFERS]
+    anchors = {name: value for name, value in buffers.items() if name not in INPUT_BUFFERS}
+    if anchors:
+        head = cfg.model.get('rpn_head') or cfg.model.bbox_head
+        generator = TASK_UTILS.build(head.anchor_generator)
+        known = {str(i): swap_anchors(level) if len(level) == 9 else level
+                 for i, level in enumerate(generator.base_anchors)}
+    for name, value in anchors.items():
+        wanted = known.get(name.rpartition('.')[2])
+        if wanted is None or not _close(value, wanted):
+            sizes = [(size * generator.scales).tolist() for size in generator.base_sizes]
+            raise UserError(f'the anchors {name} in the checkpoint differ from those of the '
+                            f'configs here (sizes {sizes}, ratios 0.5, 1 and 2)')
+        lines.append(f'dropped  {name}: the mm config has the same anchors (compared)')
+    return lines
+
+
+def check_names(state: State, model: Model, cfg: Config, classes: int) -> Dict[str, str]:
+    """The new name of each old one, once names and shapes are those of the config's model."""
+    with torch.device('meta'):
+        network = build_model(cfg)
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    names = name_pairs(network.backbone.state_dict(), model)
+    lacking = [name for name in names
+               if name not in state and not name.endswith('num_batches_tracked')]
+    if lacking:
+        raise UserError(f'the checkpoint lacks {_few(lacking)}')
+    surplus = [name for name in state if name not in names]
+    if surplus:
+        raise UserError(f'{model.layout} has no {_few(surplus)} in a {model.family.name}')
+    names = {old: new for old, new in names.items() if old in state}
+    for old, new in names.items():
+        shape = shapes[old if model.layout.startswith('mm') else new]
+        if state[old].shape != shape:
+            raise UserError(
+                f'{old} is {tuple(state[old].shape)}; in a {model.family.name} with {classes} '
+                f'classes and this backbone and FPN it is {tuple(shape)}')
+    return names
+
+
+def convert_input(state: State, target: str, order: str,
+                  std: Sequence[float]) -> Dict[str, str]:
+    """Put detectron2's channel order and std into the first convolution; return the note."""
+    stem, to_mm = f'{PREFIXES[target]}stem.', target == 'mmdet'
+    conv = 'conv1' if f'{stem}conv1.weight' in state else 'proj.0'
+    name = f'{stem}{conv}.weight'
+    weight = state[name].double()  # (hidden, 3, 3, 3)
+    scale = torch.tensor([ours / theirs for ours, theirs in zip(STD, _ordered(std, order))],
+                         dtype=torch.double).view(1, 3, 1, 1)
+    weight = weight if to_mm else weight / scale
+    weight = weight.flip(1) if order == 'BGR' else weight
+    weight = weight * scale if to_mm else weight
+    state[name] = weight.to(state[name].dtype)
+    change = f'{order} / {_numbers(std)}', f'RGB / {_numbers(STD)}'
+    return {} if change[0] == change[1] else {
+        name: f'  ({conv}: {" -> ".join(change if to_mm else change[::-1])})'}
+
+
+def reorder_anchors(state: State) -> Dict[str, str]:
+    """Put RetinaNet's outputs into the other library's order; return notes by names."""
+    names = [name for name in state if name.startswith(
+        ('head.cls_score.', 'head.bbox_pred.', 'bbox_head.retina_'))]
+    state.update({name: swap_anchors(state[name]) for name in names})
+    return dict.fromkeys(names, '  (anchors reordered)')
+
+
+def group_names(names: Dict[str, str], notes: Dict[str, str], source: str,
+                target: str) -> List[str]:
+    """Lines of the report: where the parameters of each module went, and notes."""
+    groups: Dict[Tuple[str, str], List[str]] = {}
+    for old, new in names.items():
+        groups.setdefault((_group(old, source), _group(new, target)), []).append(
+            notes.get(new, ''))
+    width = max(len(old) for old, _ in groups)
+    return [f'{old:{width}}  ->  {new}  {len(noted)} tensors{max(noted)}'
+            for (old, new), noted in groups.items()]
 
 
 def _ordered(rgb: Sequence[float], order: str) -> Tuple[float, ...]:
@@ -335,10 +305,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.out.suffix not in ('.pth', '.safetensors'):
         raise UserError(f'OUT={str(args.out)!r} must end in .pth or .safetensors')
-    conversion = Conversion(read(args.checkpoint), args.to, args.input_format, args.pixel_std,
+    state, report = convert(read(args.checkpoint), args.to, args.input_format, args.pixel_std,
                             args.cfg_options)
-    write(conversion.result, args.out, args.to)
-    print('\n'.join(conversion.report))
+    write(state, args.out, args.to)
+    print('\n'.join(report))
     print(f'written: {args.out}')
 
 

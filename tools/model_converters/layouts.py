@@ -8,15 +8,18 @@
 Sources: github.com/wofmanaf/ResT (models/rest.py, object_detection/), detectron2's modeling/
 and mmdet's models/.
 """
-from typing import Dict, List, NamedTuple, Tuple, Type
+from pathlib import Path
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Tuple, Type
 
-import torch
+from mmengine.config import Config
 from torch import Tensor
 
 from mmrest import ResT, ResTV2
-from mmrest.errors import UserError
+from mmrest.apis import read_config
+from mmrest.errors import MissingPackageError, UserError
 from mmrest.models.checkpoint import DETECTION_LARGE
 
+CONFIGS = Path(__file__).parents[2] / 'configs'
 # Modules of detectron2 by those of mmdet; each has a weight and a bias.
 _FASTER_RCNN = {
     **{f'backbone.fpn_lateral{i + 2}': f'neck.lateral_convs.{i}.conv' for i in range(4)},
@@ -67,60 +70,60 @@ NORMS = {
 
 
 class Family(NamedTuple):
-    """A kind of model that two layouts have.
-
-    Attributes:
-        name (str): Its common name.
-        configs (dict[type, str]): Path of its configs with each backbone, with a place for
-            the size.
-        out_indices (tuple[int]): Stages that the backbone returns.
-        modules (dict[str, str]): Names of the modules outside the backbone in mm's layout, by
-            those in the other layout.
-        head (str): mm's name of the module whose outputs depend on the number of classes.
-        options (tuple[str]): Options that make mm's model compute what detectron2's does.
-        class_options (tuple[str]): mm's options for the number of classes.
-        num_classes (int): Number of classes in the configs.
-        anchor_sizes (tuple[tuple[float]]): Sides in pixels of the anchors of each level, the
-            same in both layouts.
-    """
+    """A kind of model that two layouts have."""
     name: str
-    configs: Dict[Type[ResT], str]
-    out_indices: Tuple[int, ...]
-    modules: Dict[str, str]
-    head: str
-    options: Tuple[str, ...]
-    class_options: Tuple[str, ...]
-    num_classes: int = 80
-    anchor_sizes: Tuple[Tuple[float, ...], ...] = ()
+    configs: Dict[Type[ResT], str]  # paths in configs/, with a place for the size
+    modules: Dict[str, str]  # outside the backbone: mm's names by those in the other layout
+    head: str  # mm's name of the module that classifies
+    outputs: Tuple[int, int] = (1, 0)  # of the head, for a class and for the background
+    options: Tuple[str, ...] = ()  # with which mm's model computes what detectron2's does
 
 
-_BOX_HEAD = 'roi_head.bbox_head.fc_cls'
-_BOX_CLASSES = 'model.roi_head.bbox_head.num_classes'
-_RPN_SIZES = tuple((8. * 2**i, ) for i in range(2, 7))
 CLASSIFIER = Family(
     'classifier', {ResT: 'classification/rest_{}_8xb256_in1k.py',
                    ResTV2: 'classification/restv2_{}_8xb256_in1k.py'},
-    (3, ), {'head': 'head.fc'}, 'head.fc', (), ('model.head.num_classes', ), 1000)
+    {'head': 'head.fc'}, 'head.fc')
 FASTER_RCNN = Family(
-    'Faster R-CNN', {}, (0, 1, 2, 3), _FASTER_RCNN, _BOX_HEAD, (IN_TRUNK, ), (_BOX_CLASSES, ),
-    anchor_sizes=_RPN_SIZES)
-MASK_RCNN = Family(
-    'Mask R-CNN', {ResT: 'mask_rcnn/rest_{}_fpn_1x_coco.py',
-                   ResTV2: 'mask_rcnn/restv2_{}_fpn_3x_coco.py'}, (0, 1, 2, 3),
-    {**_FASTER_RCNN, **_MASK_HEAD}, _BOX_HEAD, (IN_TRUNK, ),
-    (_BOX_CLASSES, 'model.roi_head.mask_head.num_classes'), anchor_sizes=_RPN_SIZES)
+    'Faster R-CNN', {ResT: 'faster_rcnn/rest_{}_fpn_1x_coco.py'}, _FASTER_RCNN,
+    'roi_head.bbox_head.fc_cls', (1, 1), (IN_TRUNK, ))
+MASK_RCNN = FASTER_RCNN._replace(
+    name='Mask R-CNN', modules={**_FASTER_RCNN, **_MASK_HEAD},
+    configs={ResT: 'mask_rcnn/rest_{}_fpn_1x_coco.py',
+             ResTV2: 'mask_rcnn/restv2_{}_fpn_3x_coco.py'})
 RETINANET = Family(
-    'RetinaNet', {ResT: 'retinanet/rest_{}_fpn_1x_coco.py'}, (1, 2, 3), _RETINANET,
-    'bbox_head.retina_cls', (IN_TRUNK, RELU), ('model.bbox_head.num_classes', ),
-    anchor_sizes=tuple(tuple(4. * 2**(i + j / 3) for j in range(3)) for i in range(3, 8)))
+    'RetinaNet', {ResT: 'retinanet/rest_{}_fpn_1x_coco.py'}, _RETINANET,
+    'bbox_head.retina_cls', (9, 0), (IN_TRUNK, RELU))
 
 
-def recognise(state: Dict[str, Tensor]) -> Tuple[str, Family]:
-    """Layout and family of a state dict, by its names.
+class Model(NamedTuple):
+    """What a state dict holds."""
+    layout: str
+    family: Family
+    kind: Type[ResT]
+    arch: Dict[str, list]  # without num_heads for ResTv2, whose weights do not show it
+    size: str  # the name of a published arch, such as 'small', or ''
+    config: str  # path in configs/ of the config with this backbone, or ''
+    options: List[str]  # the family's, as far as this backbone needs them
+
+
+def recognise(state: Dict[str, Tensor]) -> Model:
+    """What a state dict holds, by its names and its backbone's shapes.
 
     Raises:
-        ValueError: The names are not those of a layout above.
+        UserError: It is not a model in one of the layouts, or its backbone is not a ResT or
+            ResTv2 of four stages.
     """
+    layout, family = _recognise_names(state)
+    kind, arch = _backbone_arch(state, PREFIXES[layout])
+    size = next((name for name, settings in kind.arch_zoo.items() if all(
+        list(settings[key]) == values for key, values in arch.items())), '')
+    config = family.configs.get(kind, '').format(size)
+    return Model(layout, family, kind, arch, size,
+                 config if size and (CONFIGS / config).is_file() else '',
+                 [o for o in family.options if o != IN_TRUNK or kind is ResT])
+
+
+def _recognise_names(state: Dict[str, Tensor]) -> Tuple[str, Family]:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in state)
 
@@ -145,14 +148,7 @@ def recognise(state: Dict[str, Tensor]) -> Tuple[str, Family]:
                      f'those of a classifier or detector in the layouts {sorted(PREFIXES)}')
 
 
-def backbone_arch(state: Dict[str, Tensor], prefix: str) -> Tuple[Type[ResT], dict]:
-    """The class and the ``arch`` of the backbone whose names start with ``prefix``.
-
-    The weights of ResTv2 do not show ``num_heads``, so it is not in its ``arch``.
-
-    Raises:
-        ValueError: They are not those of a ResT or ResTv2 with four stages.
-    """
+def _backbone_arch(state: Dict[str, Tensor], prefix: str) -> Tuple[Type[ResT], dict]:
     kind = ResTV2 if any(name.startswith(f'{prefix}patch_2.') for name in state) else ResT
     arch = dict(embed_dims=[], depths=[], num_heads=[], sr_ratios=[], mlp_ratios=[])
     for stage in (f'{prefix}stage{i}.' for i in range(1, 5)):
@@ -176,78 +172,66 @@ def backbone_arch(state: Dict[str, Tensor], prefix: str) -> Tuple[Type[ResT], di
     return kind, arch
 
 
-def backbone_shapes(kind: Type[ResT], arch: dict, family: Family) -> Dict[str, torch.Size]:
-    """Shapes of all parameters and buffers of a backbone, by its own names."""
-    with torch.device('meta'):
-        model = kind({'num_heads': (1, ) * 4, **arch}, out_indices=family.out_indices)
-    return {name: value.shape for name, value in model.state_dict().items()}
+def name_pairs(backbone: Iterable[str], model: Model) -> Dict[str, str]:
+    """The new name of each old one, where ``backbone`` has those in the backbone."""
+    to_mm = not model.layout.startswith('mm')
+    other = model.layout if to_mm else PAIRS[model.layout]
+    pairs = []
+    for name in backbone:
+        part, _, rest = name.partition('.')
+        part = NORMS[other].get(part, part)
+        pairs.append((f'{PREFIXES[other]}{part}.{rest}', f'backbone.{name}'))
+    pairs += [(f'{name}.{kind}', f'{mm}.{kind}') for name, mm in model.family.modules.items()
+              for kind in ('weight', 'bias')]
+    return dict(pair if to_mm else pair[::-1] for pair in pairs)
 
 
-def layout_name(name: str, layout: str) -> str:
-    """The name in a layout of a backbone's parameter."""
-    part, _, rest = name.partition('.')
-    return f'{PREFIXES[layout]}{NORMS.get(layout, {}).get(part, part)}.{rest}'
+def fit_config(model: Model, state: Dict[str, Tensor]) -> Tuple[Config, int, List[str]]:
+    """A config with a state dict's backbone, and its classes, channels and features.
 
-
-def module_shapes(family: Family, embed_dims: List[int],
-                  outputs: Dict[str, int]) -> Tuple[int, Dict[str, Tuple[int, ...]]]:
-    """The number of classes, and the shape of the weight of each module outside the backbone.
-
-    Args:
-        family (Family): What the model is.
-        embed_dims (list[int]): Channels of the backbone's stages.
-        outputs (dict[str, int]): Number of outputs of each module, by mm's names.
+    Returns:
+        tuple[Config, int, list[str]]: The config, its number of classes, and the options that
+        set it where the config in the repository has another.
 
     Raises:
-        ValueError: The number of outputs of ``family.head`` belongs to no number of classes.
+        UserError: The number of outputs of ``family.head`` belongs to no number of classes,
+            or the package of the config is not installed.
     """
-    classes, odd = outputs[family.head], 0
-    if family is RETINANET:
-        classes, odd = divmod(classes, 9)
-    elif family.head == _BOX_HEAD:
-        classes -= 1  # background, which is last
+    family, dims = model.family, model.arch['embed_dims']
+    modules = {f'{other}.weight': f'{mm}.weight' for other, mm in family.modules.items()}
+    outputs = {modules.get(name, name): value.shape[:1].numel()
+               for name, value in state.items()}
+    each, background = family.outputs
+    found = outputs.get(f'{family.head}.weight', each + background)
+    classes, odd = divmod(found - background, each)
     if odd or classes < 1:
-        raise UserError(f'the classification layer has {outputs[family.head]} outputs, which '
-                         f'is not possible in a {family.name}')
-    channels = outputs.get('neck.lateral_convs.0.conv', 0)
-    hidden = outputs.get('roi_head.bbox_head.shared_fcs.0', 0)
-    shapes = {
-        'head.fc': (classes, embed_dims[-1]),
-        'rpn_head.rpn_cls': (3, channels, 1, 1),
-        'rpn_head.rpn_reg': (12, channels, 1, 1),
-        'roi_head.bbox_head.shared_fcs.0': (hidden, channels * 7 * 7),
-        'roi_head.bbox_head.shared_fcs.1': (hidden, hidden),
-        'roi_head.bbox_head.fc_cls': (classes + 1, hidden),
-        'roi_head.bbox_head.fc_reg': (classes * 4, hidden),
-        'roi_head.mask_head.upsample': (channels, channels, 2, 2),
-        'roi_head.mask_head.conv_logits': (classes, channels, 1, 1),
-        'bbox_head.retina_cls': (9 * classes, channels, 3, 3),
-        'bbox_head.retina_reg': (9 * 4, channels, 3, 3),
-    }
-    for i, stage in enumerate(family.out_indices):
-        shapes[f'neck.lateral_convs.{i}.conv'] = (channels, embed_dims[stage], 1, 1)
-    if family is RETINANET:
-        shapes['neck.fpn_convs.3.conv'] = (channels, embed_dims[-1], 3, 3)
-    return classes, {mm: shapes.get(mm, (channels, channels, 3, 3))
-                     for mm in family.modules.values()}
+        raise UserError(f'the classification layer has {found} outputs, which is not possible '
+                        f'in a {family.name}')
+    channels = outputs.get('neck.lateral_convs.0.conv.weight', dims[-1])
+    sizes = dict(num_classes=classes, in_channels=channels, out_channels=channels,
+                 feat_channels=channels, conv_out_channels=channels,
+                 fc_out_channels=outputs.get('roi_head.bbox_head.shared_fcs.0.weight'))
+    try:
+        cfg = read_config(CONFIGS / (model.config or family.configs[ResT].format('small')))
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(f'shapes are compared with a config: {error}') from error
+    changed = list(_resize(cfg.model, sizes, 'model'))
+    backbone = cfg.model.backbone
+    backbone.update(type=model.kind.__name__, arch={'num_heads': (1, ) * 4, **model.arch})
+    if family is not CLASSIFIER:
+        cfg.model.neck.in_channels = [dims[i] for i in backbone.get('out_indices', range(4))]
+    cfg.model.train_cfg = None  # of which mmpretrain says something
+    return cfg, classes, [option for option in changed if '.num_classes=' in option]
 
 
-def arch_name(kind: Type[ResT], arch: dict) -> str:
-    """The name of a published arch, such as 'small', or '' for another."""
-    for name, settings in kind.arch_zoo.items():
-        if all(list(settings[key]) == values for key, values in arch.items()):
-            return name
-    return ''
-
-
-def cell_anchors(sizes: Tuple[float, ...]) -> Tensor:
-    """detectron2's anchors at one place, (sizes x 3 ratios, 4), in the order of the sizes."""
-    boxes: List[Tuple[float, ...]] = []
-    for size in sizes:
-        for ratio in (0.5, 1., 2.):  # height / width
-            w, h = size / ratio**0.5, size * ratio**0.5
-            boxes.append((-w / 2, -h / 2, w / 2, h / 2))
-    return torch.tensor(boxes)
+def _resize(node: dict, sizes: Dict[str, int], path: str) -> Iterator[str]:
+    """Change numbers in a config, and yield the changes as options."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _resize(value, sizes, f'{path}.{key}')
+        elif isinstance(value, int) and (sizes.get(key) or value) != value:
+            node[key] = sizes[key]
+            yield f'{path}.{key}={sizes[key]}'
 
 
 def swap_anchors(value: Tensor) -> Tensor:
