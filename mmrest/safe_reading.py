@@ -142,7 +142,7 @@ def _load_safetensors(path: str) -> Dict[str, Tensor]:
     except ImportError as error:
         raise MissingPackageError('safetensors files need a package: run `pip install '
                                   'safetensors`') from error
-    state = load_file(path)
+    state = {name: tensor.clone() for name, tensor in load_file(path).items()}
     for name in state:
         if '/' in name or '\\' in name:  # a tool that names files so would write elsewhere
             raise UserError(f'its tensor {_cut(name)} is named like a path')
