@@ -38,7 +38,8 @@ def test_metafiles_list_every_config():
 def test_parameters_and_weight_decay(name):
     """Norms have none, by whatever key."""
     cfg = read(name)
-    with torch.device('meta'):
+    # MMPretrain's ResNet reads the values of a tensor to build itself.
+    with torch.device('cpu' if cfg.model.backbone.type == 'ResNet' else 'meta'):
         model = build_model(cfg)
     if name in METADATA:
         assert sum(p.numel() for p in model.parameters()) == METADATA[name]['Parameters']
