@@ -11,37 +11,31 @@ def python(code, cwd):
     return done.stdout.strip().splitlines()[-1]
 
 
-def test_a_config_of_ours_is_a_base(tmp_path):
+def test_the_hub_knows_our_configs_as_bases_and_builds_our_models(tmp_path):
     (tmp_path / 'mine.py').write_text(
         "_base_ = 'mmrest::mask_rcnn/rest_small_fpn_1x_coco.py'\n"
         "model = dict(backbone=dict(arch='lite'))\n")
     assert python('''
-        import mmrest
+        import mmrest, torch
         from mmengine.config import Config
-        from mmengine.hub import get_config
+        from mmengine.hub import get_config, get_model
         mine = Config.fromfile('mine.py')
         ours = get_config('mmrest::mask_rcnn/rest_small_fpn_1x_coco.py')
         assert ours.model.backbone.arch == 'small'
+        assert mine.model.neck == ours.model.neck
+        assert mine.model.backbone == dict(type='ResT', arch='lite', drop_path_rate=0.1)
         ablation = 'mmrest::classification/ablations/rest_lite_msa_8xb256_100e_in1k.py'
         assert get_config(ablation).model.backbone.attention == 'msa'
-        assert mine.model.neck == ours.model.neck
-        print(mine.model.backbone)
-    ''', tmp_path) == "{'type': 'ResT', 'arch': 'lite', 'drop_path_rate': 0.1}"
-
-
-def test_the_hub_builds_our_models(tmp_path):
-    assert python('''
-        import mmrest
-        from mmengine.hub import get_model
         names = ('classification/rest_lite_8xb256_in1k', 'retinanet/rest_lite_fpn_1x_coco',
                  'semantic_fpn/rest_small_fpn_8xb4_40k_ade20k')
-        print([type(get_model(f'mmrest::{name}.py')).__name__ for name in names])
+        with torch.device('meta'):
+            print([type(get_model(f'mmrest::{name}.py')).__name__ for name in names])
     ''', tmp_path) == "['ImageClassifier', 'RetinaNet', 'EncoderDecoder']"
 
 
 def test_mmpretrain_lists_and_builds_our_classifiers(tmp_path):
     assert python('''
-        import mmpretrain
+        import mmpretrain, torch
         from mmrest import utils
         from mmrest.utils import register_all_modules
         file, utils.__file__ = utils.__file__, 'not/installed/utils.py'
@@ -55,7 +49,8 @@ def test_mmpretrain_lists_and_builds_our_classifiers(tmp_path):
         assert [n for n in ours if '100e' not in n] == [
             f'rest_{a}_8xb256_in1k' for a in ('base', 'large', 'lite', 'small')], names
         assert len(ours) == 4 + 8, ours  # the ablations
-        model = mmpretrain.get_model('rest_lite_8xb256_in1k')
+        with torch.device('meta'):
+            model = mmpretrain.get_model('rest_lite_8xb256_in1k')
         print(type(model.backbone).__name__, sum(p.numel() for p in model.parameters()))
     ''', tmp_path) == 'ResT 10508300'
 
@@ -69,7 +64,7 @@ def test_importing_mmrest_registers_the_model_and_nothing_more(tmp_path):
         import mmrest
         from mmengine.registry import HOOKS, MODELS, TRANSFORMS
         added = {type(f).__module__ for f in sys.meta_path if f not in finders}
-        assert added <= {'setuptools.extern'}, added  # which Triton 2.1 imports
+        assert not added, added
         assert MODELS.get('ResT') is mmrest.ResT
         print([m for m in sys.modules if m.split('.')[0] in ('mmpretrain', 'mmdet', 'mmseg')],
               'SkipUnreadable' in TRANSFORMS.module_dict, 'ReseedHook' in HOOKS.module_dict)

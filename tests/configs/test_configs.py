@@ -1,4 +1,6 @@
 """What the configs say, beside the papers whose recipes they are."""
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,14 @@ ALL = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py')
              if '_base_' not in path.parts)
 
 
-def read(name):
+@cache
+def read_once(name):
     return Config.fromfile(CONFIGS / name)
+
+
+def read(name):
+    """A copy, which may be changed; to read a file is slow."""
+    return deepcopy(read_once(name))
 
 
 def kinds(loader):

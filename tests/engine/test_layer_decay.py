@@ -21,13 +21,24 @@ def groups(model, optim_wrapper):
     return {name: found[p] for name, p in model.named_parameters()}
 
 
-def test_same_as_mmpretrains_for_classifiers():
-    model = build_model(read_config(str(CONFIGS / 'classification/rest_lite_8xb256_in1k.py')))
+@pytest.mark.parametrize('name, depths', [
+    ('rest_lite', {'stem.conv1.weight': 0, 'stage3.1.mlp.fc1.bias': 6, 'norm4.weight': 8}),
+    ('restv2_tiny', {'stem.proj.0.weight': 0, 'stage3.1.mlp.fc1.bias': 5,
+                     'norm_4.weight': 11})])
+def test_same_as_mmpretrains_for_classifiers(name, depths):
+    """Either constructor, as in configs/classification/README.md."""
+    cfg = read_config(str(CONFIGS / f'classification/{name}_8xb256_in1k.py'))
+    with torch.device('meta'):
+        model = build_model(cfg)
     theirs = dict(OPTIM_WRAPPER, constructor='LearningRateDecayOptimWrapperConstructor')
     found, want = groups(model, OURS), groups(model, theirs)
     assert found.keys() == want.keys()
     for name, values in want.items():
         assert found[name] == pytest.approx(values), name
+    last = max(depths.values()) + 1
+    depths = {**{f'backbone.{k}': v for k, v in depths.items()}, 'head.fc.weight': last}
+    for (name, depth), decay in zip(depths.items(), (0.05, 0., 0., 0.05)):
+        assert found[name] == pytest.approx((1e-3 * 0.8**(last - depth), decay)), name
 
 
 class Detector(torch.nn.Module):

@@ -1,3 +1,4 @@
+"""Weights of published files and our own in a model; what a file that does not fit says."""
 import argparse
 import hashlib
 import io
@@ -17,28 +18,33 @@ import torch
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import load_checkpoint
+from torch.testing import assert_close
 
 from mmrest import ResT, ResTV2
+from mmrest.models.checkpoint import load_weights
 from mmrest.safe_reading import UnsafeCheckpointError, read_state_dict
 
 from .. import golden
+from .models import ARCH, build
 
-HEAD = ('head.weight', 'head.bias')
 DETECTION_NORMS = tuple(f'norm{i}.{kind}' for i in (1, 2, 3) for kind in ('weight', 'bias'))
 
 
-def classification_weights(arch='lite'):
-    """A released classification file's state dict: a head, and no norm1 to norm3."""
-    weights = golden.draw_weights(arch)
-    return {name: value for name, value in weights.items() if name not in DETECTION_NORMS}
+def published(path, kind=ResT, state=None):
+    """Save a small model as the published training code does: a head, and the last norm alone.
 
-
-def published(path, arch='lite'):
-    """As the published training code saves it."""
-    args = argparse.Namespace(lr=5e-4, model=f'rest_{arch}', device='cuda')
-    torch.save(
-        dict(model=classification_weights(arch), args=args, epoch=299, optimizer={}), path)
-    return path
+    Returns the weights by their names in the model, and saves ``state`` instead if given.
+    """
+    model = build(kind)
+    weights = model.state_dict()
+    norms = [f'{model.stage_names(i)[2]}.' for i in range(4)]
+    weights = {k: v for k, v in weights.items() if not k.startswith(tuple(norms[:3]))}
+    if state is None:
+        state = {re.sub(f'^{norms[3]}', 'norm.', k): v for k, v in weights.items()}
+        state.update({'head.weight': torch.ones(10, 48).double(), 'head.bias': torch.ones(10)})
+    args = argparse.Namespace(lr=5e-4, model='rest', device='cuda')
+    torch.save(dict(model=state, args=args, epoch=299, optimizer={}), path)
+    return weights
 
 
 def load(path, prefix=None, arch='lite', kind=ResT, **kwargs):
@@ -48,6 +54,15 @@ def load(path, prefix=None, arch='lite', kind=ResT, **kwargs):
     model = kind(arch, init_cfg=cfg, **kwargs).double()
     model.init_weights()
     return model
+
+
+def check_loaded(model, weights):
+    """The model's values are the weights, and initial ones of the norms that lack there."""
+    for name, value in model.state_dict().items():
+        if name in weights:
+            assert_close(value, weights[name], rtol=0, atol=0)
+        else:
+            assert name in DETECTION_NORMS and (value == name.endswith('weight')).all(), name
 
 
 @pytest.fixture
@@ -61,30 +76,19 @@ def log():
     logger.removeHandler(handler)
 
 
-def check_loaded(model, weights=None):
-    weights = weights or classification_weights()
-    for name, value in model.state_dict().items():
-        key = name.replace('norm4.', 'norm.') if name.startswith('norm4.') else name
-        if key in weights:
-            torch.testing.assert_close(value, weights[key], rtol=0, atol=0)
-        elif name in DETECTION_NORMS:
-            assert (value == name.endswith('weight')).all(), name
-        else:
-            raise AssertionError(f'{name} is nowhere in the file')
-
-
 def test_published_file(tmp_path, log):
-    path = published(tmp_path / 'rest_lite.pth')
-    model = load(path)
-    check_loaded(model)
-    lines = [line for line in log.getvalue().splitlines() if 'loaded' in line]
-    assert len(lines) == 1
-    assert "ResT(arch='lite'): loaded 9,995,300 of 9,996,196 parameters from" in lines[0]
+    """Of the published size and names; tests/configs has ResTv2's."""
+    path = tmp_path / 'rest_lite.pth'
+    state = {k: v for k, v in golden.draw_weights('lite').items() if k not in DETECTION_NORMS}
+    published(path, state=state)
+    check_loaded(load(path), {re.sub(r'^norm\.', 'norm4.', k): v for k, v in state.items()})
+    line, = (line for line in log.getvalue().splitlines() if 'loaded' in line)
+    assert "ResT(arch='lite'): loaded 9,995,300 of 9,996,196 parameters from" in line
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert f'{path} (SHA-256 {digest}); missing' in lines[0]
-    missing, unused = lines[0].split('missing')[1].split('not used:')
+    assert f'{path} (SHA-256 {digest}); missing' in line
+    missing, unused = line.split('missing')[1].split('not used:')
     assert all(name in missing for name in DETECTION_NORMS)
-    assert unused.split(', ') == [f' {HEAD[0]}', HEAD[1]]
+    assert unused == ' head.weight, head.bias'
 
 
 @pytest.mark.parametrize('wrap', [
@@ -95,16 +99,14 @@ def test_published_file(tmp_path, log):
 @pytest.mark.parametrize('legacy', [False, True])
 def test_other_wrappings(wrap, legacy, tmp_path):
     path = tmp_path / 'weights.pth'
-    torch.save(
-        wrap(classification_weights()), path, _use_new_zipfile_serialization=not legacy)
-    check_loaded(load(path))
+    weights = published(path)
+    torch.save(wrap(read_state_dict(path)), path, _use_new_zipfile_serialization=not legacy)
+    check_loaded(load(path, arch=ARCH), weights)
 
 
 @pytest.mark.parametrize('prefix', [None, 'backbone.'])
 def test_own_checkpoints_with_all_that_mmengine_saves_beside(prefix, tmp_path):
-    source = ResT('lite').double()
-    for p in source.parameters():
-        torch.nn.init.normal_(p)
+    source = build(ResT)
     state = {(prefix or '') + k: v for k, v in source.state_dict().items()}
     if prefix:
         state['neck.convs.0.weight'] = torch.zeros(1)
@@ -117,24 +119,21 @@ def test_own_checkpoints_with_all_that_mmengine_saves_beside(prefix, tmp_path):
             state_dict=state,
             message_hub=dict(log_scalars={'train/loss': history}),
             optimizer=torch.optim.AdamW(source.parameters()).state_dict()), path)
-    model = load(path, prefix)
-    for name, value in source.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
+    check_loaded(load(path, prefix, ARCH), source.state_dict())
 
 
 def test_fewer_stages_take_what_they_have(tmp_path, log):
-    model = load(published(tmp_path / 'rest_lite.pth'), out_indices=(1, ))
-    check_loaded(model)
-    line = next(line for line in log.getvalue().splitlines() if 'loaded' in line)
-    assert 'stage3.0.attn.q.weight' in line.split('not used:')[1]
+    weights = published(tmp_path / 'rest.pth')
+    check_loaded(load(tmp_path / 'rest.pth', arch=ARCH, out_indices=(1, )), weights)
+    assert 'stage3.0.attn.q.weight' in log.getvalue().split('not used:')[1]
 
 
 def test_the_log_of_init_weights_names_every_parameter_that_was_loaded(tmp_path):
     """Also those whose mean is as before: zeros, ones."""
     path = tmp_path / 'weights.pth'
-    weights = ResT('lite').state_dict()
+    weights = ResT(ARCH).state_dict()
     torch.save({k: v for k, v in weights.items() if not k.startswith('norm1.')}, path)
-    model = ResT('lite', init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    model = ResT(ARCH, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
     infos = {}
     model._dump_init_info = lambda: infos.update(model._params_init_info)
     model.init_weights()
@@ -143,40 +142,42 @@ def test_the_log_of_init_weights_names_every_parameter_that_was_loaded(tmp_path)
         assert loaded != name.startswith('norm1.'), name
 
 
-@pytest.mark.parametrize('wrap', [lambda state: dict(model=state), lambda state: state])
-def test_whole_models_refuse_a_published_file(wrap, tmp_path):
+def test_whole_models_refuse_a_published_file(tmp_path):
     """MMEngine's load_checkpoint, thus MMPretrain's get_model, would log and go on."""
-    path = tmp_path / 'rest_lite.pth'
-    torch.save(wrap(classification_weights()), path)
-    model = torch.nn.ModuleDict(dict(backbone=ResT('lite'), head=torch.nn.Linear(512, 10)))
-    with pytest.raises(ValueError, match='has the names of a published file. It belongs'):
-        load_checkpoint(model, str(path), map_location='cpu')
+    wrapped, bare = tmp_path / 'wrapped.pth', tmp_path / 'bare.pth'
+    published(wrapped)
+    torch.save(read_state_dict(wrapped), bare)
+    model = torch.nn.ModuleDict(dict(backbone=ResT(ARCH), head=torch.nn.Linear(48, 10)))
+    for path in (wrapped, bare):
+        with pytest.raises(ValueError, match='has the names of a published file. It belongs'):
+            load_checkpoint(model, str(path), map_location='cpu')
     with pytest.raises(ValueError, match='has the names of a published file'):
-        load_checkpoint(model.backbone, str(published(path)), map_location='cpu')
+        load_checkpoint(model.backbone, str(wrapped), map_location='cpu')
     model.load_state_dict(model.head.state_dict(), strict=False)  # a part, on purpose
     own = model.state_dict()
-    torch.save(own, path)
-    load_checkpoint(model, str(path))
-    torch.testing.assert_close(model.state_dict(), own)
+    torch.save(own, bare)
+    load_checkpoint(model, str(bare))
+    assert_close(model.state_dict(), own)
 
 
 def test_init_weights_a_second_time_leaves_trained_weights_alone(tmp_path):
-    model = load(published(tmp_path / 'rest_lite.pth'))
+    published(tmp_path / 'rest.pth')
+    model = load(tmp_path / 'rest.pth', arch=ARCH)
     model.stem.conv1.weight.data.fill_(7)
     model.init_weights()
     assert (model.stem.conv1.weight == 7).all()
 
 
 def test_other_init_cfg_entries_are_applied_before(tmp_path):
+    weights = published(tmp_path / 'rest.pth')
     init_cfg = [
-        dict(type='Pretrained', checkpoint=str(published(tmp_path / 'rest_lite.pth'))),
+        dict(type='Pretrained', checkpoint=str(tmp_path / 'rest.pth')),
         dict(type='Constant', layer='LayerNorm', val=5., bias=6.)
     ]
-    model = ResT('lite', init_cfg=init_cfg)
+    model = ResT(ARCH, init_cfg=init_cfg)
     model.init_weights()
     assert (model.norm1.weight == 5).all()  # not in the file
-    torch.testing.assert_close(
-        model.norm4.weight, classification_weights()['norm.weight'].float())
+    assert_close(model.norm4.weight.detach(), weights['norm4.weight'].float())
     assert [cfg['type'] for cfg in model.init_cfg] == ['Constant', 'ResTWeights']
 
 
@@ -185,84 +186,63 @@ class Head(torch.nn.Module):
 
     def __init__(self, classes):
         super().__init__()
-        self.fc = torch.nn.Linear(512, classes)
+        self.fc = torch.nn.Linear(48, classes)
 
 
 def test_head_of_a_published_classifier(tmp_path):
-    path = published(tmp_path / 'rest_lite.pth')
-    head = Head(1000).double()
-    WEIGHT_INITIALIZERS.build(dict(type='ResTHead', checkpoint=str(path)))(head)
-    weights = classification_weights()
-    torch.testing.assert_close(head.fc.weight, weights['head.weight'], rtol=0, atol=0)
-    torch.testing.assert_close(head.fc.bias, weights['head.bias'], rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r'\(1000, 512\).*\(10, 512\)'):
-        WEIGHT_INITIALIZERS.build(dict(type='ResTHead', checkpoint=str(path)))(Head(10))
+    path = tmp_path / 'rest.pth'
+    weights = {'head.weight': torch.randn(10, 48), 'head.bias': torch.randn(10)}
+    published(path, state=weights)
+    head, load_head = Head(10), WEIGHT_INITIALIZERS.build(
+        dict(type='ResTHead', checkpoint=str(path)))
+    load_head(head)
+    assert_close({f'head.{k}': v for k, v in head.fc.state_dict().items()}, weights)
+    with pytest.raises(ValueError, match=r'\(10, 48\).*\(7, 48\)'):
+        load_head(Head(7))
 
 
 # Published files of ResTv2
 
 
-def save_v2(layout, path, arch='tiny'):
-    """As the authors' classification, segmentation (MMSegmentation) and detection code does."""
-    weights = golden.draw_weights(arch, 'restv2')
-    if layout == 'classification':
-        weights = {k: v for k, v in weights.items() if not k.startswith('norm_')}
-        torch.save(dict(model=weights, args=argparse.Namespace(model='restv2_tiny')), path)
-        return None
-    weights = {k: v for k, v in weights.items() if not k.startswith(('norm.', 'head.'))}
-    if layout == 'segmentation':
-        state = {f'backbone.{k}': v for k, v in weights.items()}
-        torch.save(dict(state_dict=dict(state, **{'decode_head.x': torch.zeros(1)})), path)
-        return 'backbone.'
-    names = {k: re.sub('^(norm_.)', r'\1.0', k) for k in weights}
-    state = {f'backbone.bottom_up.{names[k]}': v for k, v in weights.items()}
-    torch.save(dict(model=state), path)
-    return 'backbone.bottom_up.'
-
-
 @pytest.mark.parametrize('layout', ['classification', 'segmentation', 'detection'])
 def test_published_files_of_restv2(layout, tmp_path, log):
-    path = tmp_path / 'restv2_tiny.pth'
-    prefix = save_v2(layout, path)
-    model = load(path, prefix, 'tiny', ResTV2)
-    weights = golden.draw_weights('tiny', 'restv2')
+    """As the authors' classification, segmentation (MMSegmentation) and detection code does."""
+    path, prefix = tmp_path / 'restv2.pth', None
+    weights = build(ResTV2).state_dict()
+    if layout == 'classification':
+        published(path, ResTV2)
+    elif layout == 'segmentation':
+        prefix = 'backbone.'
+        state = {prefix + k: v for k, v in weights.items()}
+        torch.save(dict(state_dict=dict(state, **{'decode_head.x': torch.zeros(1)})), path)
+    else:
+        prefix = 'backbone.bottom_up.'
+        published(path, state={
+            prefix + re.sub('^(norm_.)', r'\1.0', k): v for k, v in weights.items()})
+    model = load(path, prefix, ARCH, ResTV2)
     for name, value in model.state_dict().items():
         if layout == 'classification' and name.startswith('norm_'):
             assert (value == name.endswith('weight')).all(), name
         else:
-            torch.testing.assert_close(value, weights[name], rtol=0, atol=0)
+            assert_close(value, weights[name], rtol=0, atol=0)
     line, = (line for line in log.getvalue().splitlines() if 'loaded' in line)
+    count = sum(p.numel() for p in model.parameters())
     if layout == 'classification':  # a classifier's norm is another one than norm_4
-        assert "ResTV2(arch='tiny'): loaded 29,664,240 of 29,667,120 parameters" in line
+        loaded = count - 2 * sum(ARCH['embed_dims'])
         missing, unused = line.split('not used:')
         assert 'norm_4.weight, norm_4.bias' in missing
-        assert unused == ' norm.weight, norm.bias, head.weight, head.bias'
+        assert set(unused.strip().split(', ')) == {
+            'norm.weight', 'norm.bias', 'head.weight', 'head.bias'}
     else:
-        assert 'loaded 29,667,120 of 29,667,120 parameters' in line and 'not used: none' in line
+        loaded = count
+        assert 'not used: none' in line
+    assert f"ResTV2(arch='custom'): loaded {loaded:,} of {count:,} parameters" in line
 
 
 def test_a_classifier_of_restv2_takes_the_norm_of_one(tmp_path):
-    save_v2('classification', tmp_path / 'restv2_tiny.pth')
-    model = load(tmp_path / 'restv2_tiny.pth', None, 'tiny', ResTV2, out_indices=(3, ))
-    want = golden.draw_weights('tiny', 'restv2')['norm.weight']
-    torch.testing.assert_close(model.norm_4.weight.detach(), want, rtol=0, atol=0)
-
-
-def test_files_of_another_restv2_are_refused_and_named(tmp_path):
-    path = tmp_path / 'weights.pth'
-    save_v2('classification', path)
-    for kind, arch in ((ResTV2, 'small'), (ResT, 'lite')):
-        with pytest.raises(ValueError) as raised:
-            load(path, None, arch, kind)
-        words = f"looks like ResTV2(arch='tiny'), does not fit {kind.__name__}("
-        assert words in str(raised.value)
-    with pytest.raises(ValueError, match=r"looks like ResT\(arch='lite'\).*ResTV2\(arch='t"):
-        load(published(tmp_path / 'rest_lite.pth'), None, 'tiny', ResTV2)
-    arch = dict(embed_dims=(128, 256, 512, 1024), depths=(2, 3, 16, 3), num_heads=(1, 2, 4, 8),
-                sr_ratios=(8, 4, 2, 1))
-    torch.save(ResTV2(arch).state_dict(), path)
-    with pytest.raises(ValueError, match='another network than ResTV2.*depths are 2 3 16 3'):
-        load(path, None, 'large', ResTV2)
+    weights = published(tmp_path / 'restv2.pth', ResTV2)
+    model = load(tmp_path / 'restv2.pth', None, ARCH, ResTV2, out_indices=(3, ))
+    assert_close(model.norm_4.weight.detach(), weights['norm_4.weight'], rtol=0, atol=0)
 
 
 # safetensors
@@ -275,9 +255,10 @@ def as_safetensors(header, data=b''):
 
 def test_safetensors(tmp_path, log):
     from safetensors.torch import save_file
-    path = tmp_path / 'rest_lite.safetensors'
-    save_file(classification_weights(), path, metadata=dict(model='not a tensor'))
-    check_loaded(load(path))
+    path = tmp_path / 'rest.safetensors'
+    weights = published(tmp_path / 'rest.pth')
+    save_file(read_state_dict(tmp_path / 'rest.pth'), path, metadata=dict(model='not a tensor'))
+    check_loaded(load(path, arch=ARCH), weights)
     assert f'(SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()})' in log.getvalue()
 
 
@@ -286,7 +267,7 @@ def test_safetensors_wants_its_package(tmp_path, monkeypatch):
     path.write_bytes(as_safetensors({}))
     monkeypatch.setitem(sys.modules, 'safetensors', None)
     with pytest.raises(ImportError, match='pip install safetensors'):
-        load(path)
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize('content, words', [
@@ -306,11 +287,12 @@ def test_damaged_safetensors(content, words, tmp_path):
     path = tmp_path / 'odd.safetensors'
     path.write_bytes(content)
     with pytest.raises(ValueError, match='odd.safetensors.*' + words):
-        load(path)
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize('kind', ['safetensors', 'pth', 'legacy.pth'])
-def test_damaged_bytes_are_a_value_error_or_load(kind, tmp_path, many):
+@pytest.mark.parametrize('count', [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_damaged_bytes_are_a_value_error_or_load(kind, count, tmp_path):
     weights = {'a': torch.arange(6.), 'b': torch.ones(2, 3, dtype=torch.int64)}
     path = tmp_path / f'weights.{kind}'
     if kind == 'safetensors':
@@ -319,7 +301,7 @@ def test_damaged_bytes_are_a_value_error_or_load(kind, tmp_path, many):
     else:
         torch.save(weights, path, _use_new_zipfile_serialization=kind == 'pth')
     whole, rng, refused = path.read_bytes(), random.Random(0), 0
-    for _ in range(many(200, 2000)):
+    for _ in range(count):
         damaged = bytearray(whole)
         for _ in range(rng.randint(1, 4)):
             damaged[rng.randrange(len(whole))] = rng.randrange(256)
@@ -386,51 +368,64 @@ def test_images_of_other_channels_are_refused(stem, tmp_path):
     torch.testing.assert_close(model.state_dict(), source.double().state_dict())
 
 
-@pytest.mark.parametrize('have, want', [('lite', 'small'), ('small', 'lite'),
-                                        ('base', 'small'), ('small', 'large')])
-def test_another_size_is_refused_and_both_are_named(have, want, tmp_path):
-    path = published(tmp_path / 'weights.pth', have)
+DETECTION_LARGE = dict(embed_dims=(128, 256, 512, 1024), depths=(2, 3, 16, 3),
+                       num_heads=(1, 2, 4, 8), sr_ratios=(8, 4, 2, 1))
+
+
+@pytest.mark.parametrize('have, want, words', [
+    ((ResT, 'lite'), (ResT, 'small'), "ResT(arch='lite'), does not fit ResT(arch='small')"),
+    ((ResT, 'base'), (ResT, 'small'), "ResT(arch='base'), does not fit ResT(arch='small')"),
+    ((ResTV2, 'tiny'), (ResTV2, 'small'), "ResTV2(arch='tiny'), does not fit ResTV2(arch='sm"),
+    ((ResTV2, 'tiny'), (ResT, 'lite'), "ResTV2(arch='tiny'), does not fit ResT(arch='lite')"),
+    ((ResT, 'lite'), (ResTV2, 'tiny'), "ResT(arch='lite'), does not fit ResTV2(arch='tiny')"),
+    ((ResTV2, DETECTION_LARGE), (ResTV2, 'large'), "the 'large' of ResTv2's published "
+     "detection code, another network than ResTV2(arch='large'): its depths are 2 3 16 3")])
+def test_another_size_is_refused_and_both_are_named(have, want, words):
+    with torch.device('meta'):
+        (kind, arch), (other, other_arch) = have, want
+        state, model = kind(arch).state_dict(), other(other_arch)
     with pytest.raises(ValueError) as raised:
-        load(path, arch=want)
-    assert f"looks like ResT(arch='{have}')" in str(raised.value)
-    assert f"does not fit ResT(arch='{want}')" in str(raised.value)
-    assert str(path) in str(raised.value)
+        load_weights(model, state, 'weights.pth')
+    assert f"checkpoint='weights.pth', which looks like {words}" in str(raised.value)
 
 
 def test_a_refused_file_changes_nothing(tmp_path):
-    path = published(tmp_path / 'rest_small.pth', 'small')
-    model = ResT('lite', init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    path = tmp_path / 'rest.pth'
+    published(path)
+    model = ResT(dict(ARCH, depths=(1, 1, 3, 1)),
+                 init_cfg=dict(type='Pretrained', checkpoint=str(path)))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=f'{path}.*it lacks stage3.2.*'):
         model.init_weights()
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+        assert_close(value, before[name], rtol=0, atol=0)
 
 
 def test_files_that_fit_nothing_are_refused(tmp_path):
     path = tmp_path / 'other.pth'
     torch.save({'layer1.0.conv1.weight': torch.zeros(64, 64, 1, 1)}, path)
-    with pytest.raises(ValueError, match=r"none of the published models.*ResT\(arch='lite'\)"):
-        load(path)
+    with pytest.raises(ValueError, match=r"none of the published models.*ResT\(arch='custom'"):
+        load(path, arch=ARCH)
     with pytest.raises(ValueError, match=r"prefix='backbone.'.*layer1.0.conv1.weight"):
-        load(path, 'backbone.')
-    torch.save({f'backbone.{k}': v for k, v in classification_weights().items()}, path)
+        load(path, 'backbone.', ARCH)
+    torch.save({f'backbone.{k}': v for k, v in published(path).items()}, path)
     with pytest.raises(ValueError, match="set prefix='backbone.'"):
-        load(path)
+        load(path, arch=ARCH)
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match='no named tensors'):
-        load(path)
+        load(path, arch=ARCH)
 
 
 def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere.pth'):
-        load(tmp_path / 'nowhere.pth')
-    whole = published(tmp_path / 'whole.pth').read_bytes()
+        load(tmp_path / 'nowhere.pth', arch=ARCH)
+    published(tmp_path / 'whole.pth')
+    whole = (tmp_path / 'whole.pth').read_bytes()
     for name, content in dict(empty=b'', text=b'hello', half=whole[:len(whole) // 2]).items():
         path = tmp_path / f'{name}.pth'
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f'{name}.pth'):
-            load(path)
+            load(path, arch=ARCH)
 
 
 # Code in files
@@ -447,7 +442,7 @@ class Payload:
 
 @pytest.mark.parametrize('place', ['args', 'weights', 'key'])
 @pytest.mark.parametrize('legacy', [False, True])
-@pytest.mark.parametrize('style', ['system', 'eval', 'popen', 'runpy', 'torch_load'])
+@pytest.mark.parametrize('style', ['system', 'eval', 'popen', 'torch_load'])
 def test_code_in_a_file_does_not_run(style, legacy, place, tmp_path):
     mark = tmp_path / 'ran'
     code = f"open({str(mark)!r}, 'w').close()"
@@ -457,9 +452,8 @@ def test_code_in_a_file_does_not_run(style, legacy, place, tmp_path):
         system=Payload(os.system, f'touch {mark}'),
         eval=Payload(eval, code),
         popen=Payload(subprocess.Popen, ['touch', str(mark)]),
-        runpy=Payload(exec, code),
         torch_load=Payload(torch.storage._load_from_bytes, nested.getvalue()))[style]
-    content = classification_weights()
+    content = {'stem.conv1.weight': torch.ones(2)}
     content = dict(
         args={'model': content, 'args': payload},
         weights={'model': dict(content, extra=payload)},
@@ -467,7 +461,7 @@ def test_code_in_a_file_does_not_run(style, legacy, place, tmp_path):
     path = tmp_path / 'evil.pth'
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(UnsafeCheckpointError, match='no code in it was run.*torch.save'):
-        load(path)
+        load(path, arch=ARCH)
     assert not mark.exists()
 
 
@@ -476,15 +470,16 @@ def test_a_bare_pickle_with_code_does_not_run(tmp_path):
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         path.write_bytes(pickle.dumps(Payload(os.system, f'touch {mark}'), protocol))
         with pytest.raises(ValueError):
-            load(path)
+            read_state_dict(path)
         assert not mark.exists()
 
 
 def test_names_that_may_lie_beside_weights_do_not_run_either(tmp_path):
     mark, path = tmp_path / 'ran', tmp_path / 'odd.pth'
     run_it = Payload(numpy.testing.measure, f"open({str(mark)!r}, 'w').close()")
-    torch.save({'model': classification_weights(), 'args': run_it}, path)
-    check_loaded(load(path))
+    weights = {'stem.conv1.weight': torch.rand(2)}
+    torch.save({'model': weights, 'args': run_it}, path)
+    assert_close(read_state_dict(path), weights, rtol=0, atol=0)
     assert not mark.exists()
 
 
@@ -492,4 +487,4 @@ def test_torchscript_is_refused(tmp_path):
     path = tmp_path / 'script.pt'
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), str(path))
     with pytest.raises(UnsafeCheckpointError, match='TorchScript'):
-        load(path)
+        read_state_dict(path)
