@@ -10,13 +10,18 @@ from torch.testing import assert_close
 DATA = Path(__file__).parent / 'data'
 
 
+def shapes(arch, family='rest'):
+    """{published name: shape} of an arch, in the order of the golden gradients."""
+    return json.loads((DATA / f'{family}_{arch}_keys.json').read_text())
+
+
 def draw_weights(arch, family='rest'):
     """The golden state dict of an arch: {published name: float64 tensor}.
 
     That of 'restv2' has the norm of a classifier and the output norms of a detector.
     """
     state = {}
-    for name, shape in json.loads((DATA / f'{family}_{arch}_keys.json').read_text()).items():
+    for name, shape in shapes(arch, family).items():
         if name.endswith('num_batches_tracked'):
             state[name] = torch.tensor(0)
             continue
@@ -65,7 +70,7 @@ def check_image_gradient(gradient, gold, tolerance):
 def check_parameter_gradients(model, gold, tolerance):
     """Compare norms and projections of the loss's gradients, relative to the norms."""
     gradients = {name: p.grad.double().flatten() for name, p in model.named_parameters()}
-    names = [name for name in draw_weights('tiny', 'restv2') if name in gradients]
+    names = [name for name in shapes('tiny', 'restv2') if name in gradients]
     assert len(names) == len(gradients) == len(gold['pgrad'])
     for name, (norm, projection) in zip(names, gold['pgrad']):
         rng = np.random.RandomState(zlib.crc32(f'grad {name}'.encode()))

@@ -19,22 +19,16 @@ def create(name='rest_lite', **kwargs):
     return timm.create_model(name, features_only=True, **kwargs)
 
 
-@pytest.mark.parametrize('name', timm.list_models(module='timm_models'))
-def test_every_architecture(name):
-    kind, arch = name.split('_')
-    base = dict(rest=timm_models.ResT, restv2=timm_models.ResTV2)[kind]
-    with torch.device('meta'):
-        model = create(name)
-        want = base(arch)
-    assert isinstance(model, base)
-    assert model.state_dict().keys() == want.state_dict().keys()
-    assert model.feature_info.channels() == list(base.arch_zoo[arch]['embed_dims'])
-
-
-def test_all_are_listed():
-    assert timm.list_models('rest_*') == ['rest_base', 'rest_large', 'rest_lite', 'rest_small']
-    assert timm.list_models('restv2_*') == [
-        'restv2_base', 'restv2_large', 'restv2_small', 'restv2_tiny']
+@pytest.mark.parametrize('prefix, base', [
+    ('rest', timm_models.ResT), ('restv2', timm_models.ResTV2)])
+def test_every_architecture(prefix, base):
+    names = {f'{prefix}_{arch}': arch for arch in base.arch_zoo}
+    assert timm.list_models(f'{prefix}_*') == sorted(names)
+    for name, arch in names.items():
+        with torch.device('meta'):
+            model = create(name)
+        assert isinstance(model, base) and model.arch == arch
+        assert model.feature_info.channels() == list(base.arch_zoo[arch]['embed_dims'])
 
 
 @pytest.mark.parametrize('out_indices, stages', [
@@ -84,7 +78,7 @@ def test_no_code_in_a_checkpoint_runs(tmp_path):
         def __reduce__(self):
             return os.system, (f'touch {mark}', )
 
-    torch.save(dict(model=golden.draw_weights('lite'), args=Payload()), tmp_path / 'evil.pth')
+    torch.save(dict(model={'x': torch.ones(1)}, args=Payload()), tmp_path / 'evil.pth')
     with pytest.raises(RuntimeError, match='weights_only=True blocked .*system'):
         create(checkpoint_path=str(tmp_path / 'evil.pth'))
     assert not mark.exists()

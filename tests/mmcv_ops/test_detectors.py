@@ -27,43 +27,32 @@ DCN_V2 = {'modulated_deform_conv_forward', 'modulated_deform_conv_backward'}
 FOCAL = {'sigmoid_focal_loss_forward', 'sigmoid_focal_loss_backward'}
 ATTENTION = {'ms_deform_attn_forward', 'ms_deform_attn_backward'}
 
-FOUR = dict(in_channels=[64, 128, 256, 512])
-THREE = dict(in_channels=[128, 256, 512])
-UPPER = dict(THREE, start_level=0)
-# Config of mmdet, changes to it, what it calls: no less, no more.
+# Config of mmdet, first stage that its neck takes, what it calls: no less, no more.
 DETECTORS = {
-    'Faster R-CNN': ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco', dict(neck=FOUR), NMS | ALIGN),
-    'Mask R-CNN': ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco', dict(neck=FOUR), NMS | ALIGN),
-    'Cascade Mask R-CNN': (
-        'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco', dict(neck=FOUR), NMS | ALIGN),
-    'Dynamic R-CNN': (
-        'dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco', dict(neck=FOUR), NMS | ALIGN),
-    'Mask Scoring R-CNN': ('ms_rcnn/ms-rcnn_r50_fpn_1x_coco', dict(neck=FOUR), NMS | ALIGN),
-    'Sparse R-CNN': (
-        'sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco', dict(neck=FOUR), ALIGN | FOCAL),
-    'HTC': ('htc/htc_r50_fpn_1x_coco', dict(neck=FOUR), NMS | ALIGN),
-    'RetinaNet': ('retinanet/retinanet_r50_fpn_1x_coco', dict(neck=UPPER), NMS | FOCAL),
-    'FCOS': ('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco', dict(neck=UPPER), NMS | FOCAL),
-    'ATSS': ('atss/atss_r50_fpn_1x_coco', dict(neck=UPPER), NMS | FOCAL),
-    'GFL': ('gfl/gfl_r50_fpn_1x_coco', dict(neck=UPPER), NMS),
-    'VFNet': (
-        'vfnet/vfnet_r50-mdconv-c3-c5_fpn_ms-2x_coco', dict(neck=UPPER), NMS | DCN | DCN_V2),
-    'TOOD': ('tood/tood_r50_fpn_1x_coco', dict(neck=UPPER),
+    'Faster R-CNN': ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco', 0, NMS | ALIGN),
+    'Mask R-CNN': ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco', 0, NMS | ALIGN),
+    'Cascade Mask R-CNN': ('cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco', 0, NMS | ALIGN),
+    'Dynamic R-CNN': ('dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco', 0, NMS | ALIGN),
+    'Mask Scoring R-CNN': ('ms_rcnn/ms-rcnn_r50_fpn_1x_coco', 0, NMS | ALIGN),
+    'Sparse R-CNN': ('sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco', 0, ALIGN | FOCAL),
+    'HTC': ('htc/htc_r50_fpn_1x_coco', 0, NMS | ALIGN),
+    'RetinaNet': ('retinanet/retinanet_r50_fpn_1x_coco', 1, NMS | FOCAL),
+    'FCOS': ('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco', 1, NMS | FOCAL),
+    'ATSS': ('atss/atss_r50_fpn_1x_coco', 1, NMS | FOCAL),
+    'GFL': ('gfl/gfl_r50_fpn_1x_coco', 1, NMS),
+    'VFNet': ('vfnet/vfnet_r50-mdconv-c3-c5_fpn_ms-2x_coco', 1, NMS | DCN | DCN_V2),
+    'TOOD': ('tood/tood_r50_fpn_1x_coco', 1,
              NMS | DCN - {'deform_conv_backward_parameters'}),  # its weights are ones
-    'PAA': ('paa/paa_r50_fpn_1x_coco', dict(neck=UPPER), NMS | FOCAL),
-    'DDOD': ('ddod/ddod_r50_fpn_1x_coco', dict(neck=UPPER), NMS | DCN | FOCAL),
-    'AutoAssign': ('autoassign/autoassign_r50-caffe_fpn_1x_coco', dict(neck=UPPER), NMS),
-    'DETR': ('detr/detr_r50_8xb2-150e_coco', dict(neck=dict(in_channels=[512])), set()),
+    'PAA': ('paa/paa_r50_fpn_1x_coco', 1, NMS | FOCAL),
+    'DDOD': ('ddod/ddod_r50_fpn_1x_coco', 1, NMS | DCN | FOCAL),
+    'AutoAssign': ('autoassign/autoassign_r50-caffe_fpn_1x_coco', 1, NMS),
+    'DETR': ('detr/detr_r50_8xb2-150e_coco', 3, set()),
     'Deformable DETR': (
-        'deformable_detr/deformable-detr_r50_16xb2-50e_coco', dict(neck=THREE),
-        ATTENTION | FOCAL),
-    'DINO': ('dino/dino-4scale_r50_8xb2-12e_coco', dict(neck=THREE), ATTENTION | FOCAL),
-    'SOLOv2': ('solov2/solov2_r50_fpn_1x_coco', dict(neck=FOUR), FOCAL),
-    'CondInst': (
-        'condinst/condinst_r50_fpn_ms-poly-90k_coco_instance', dict(neck=UPPER), NMS | FOCAL),
-    'Mask2Former': (
-        'mask2former/mask2former_r50_8xb2-lsj-50e_coco',
-        dict(panoptic_head=FOUR, data_preprocessor=dict(batch_augments=None)), ATTENTION),
+        'deformable_detr/deformable-detr_r50_16xb2-50e_coco', 1, ATTENTION | FOCAL),
+    'DINO': ('dino/dino-4scale_r50_8xb2-12e_coco', 1, ATTENTION | FOCAL),
+    'SOLOv2': ('solov2/solov2_r50_fpn_1x_coco', 0, FOCAL),
+    'CondInst': ('condinst/condinst_r50_fpn_ms-poly-90k_coco_instance', 1, NMS | FOCAL),
+    'Mask2Former': ('mask2former/mask2former_r50_8xb2-lsj-50e_coco', 0, ATTENTION),
 }
 SHORT = ['Mask Scoring R-CNN', 'VFNet', 'PAA', 'Deformable DETR']
 COMPARED = ['Mask R-CNN', 'RetinaNet', 'Cascade Mask R-CNN', 'VFNet', 'Deformable DETR', 'DINO']
@@ -86,12 +75,16 @@ def shrink(node):
 
 def detector(name):
     """mmdet's model of that name with ResT-Lite as backbone, untrained."""
-    path, changes, _ = DETECTORS[name]
-    channels = next(iter(changes.values()))['in_channels']
-    backbone = dict(_delete_=True, type='ResT', arch='lite', drop_path_rate=0.,
-                    out_indices=tuple(range(4 - len(channels), 4)))
-    cfg = Config.fromstring(
-        f"_base_ = 'mmdet::{path}.py'\nmodel = {dict(changes, backbone=backbone)!r}", '.py')
+    path, first, _ = DETECTORS[name]
+    cfg = Config.fromstring(f"_base_ = 'mmdet::{path}.py'", '.py')
+    cfg.model.backbone = dict(
+        type='ResT', arch='lite', drop_path_rate=0., out_indices=tuple(range(first, 4)))
+    neck = cfg.model.get('neck', cfg.model.get('panoptic_head'))
+    neck.in_channels = [64, 128, 256, 512][first:]
+    if neck.get('start_level'):  # the backbone starts there
+        neck.start_level = 0
+    if name == 'Mask2Former':
+        cfg.model.data_preprocessor.batch_augments = None
     shrink(cfg.model)
     # One head asks the Runner for it, which is not here.
     MessageHub.get_current_instance().update_info('epoch', 0)
@@ -166,10 +159,9 @@ class Recorder:
         return getattr(self.ext, name)
 
 
-@pytest.mark.parametrize('name', DETECTORS)
-def test_training_step_and_prediction(name, ours, many):
-    if name not in SHORT and many(True, False):
-        pytest.skip('long version only: --torture')
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in DETECTORS])
+def test_training_step_and_prediction(name, ours):
     ext = Recorder(ours)
     with operators_of_cuda(ext):
         model = detector(name)
@@ -213,10 +205,9 @@ def check_predictions(predictions, clipped):
             assert found.masks.shape == (len(found), height, width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', COMPARED)
-def test_same_as_with_compiled_operators(name, compiled, ours, many):
-    if many(True, False):
-        pytest.skip('long version only: --torture')
+def test_same_as_with_compiled_operators(name, compiled, ours):
     model = detector(name)
     with operators(compiled):
         losses, gradients, predictions = run(deepcopy(model))

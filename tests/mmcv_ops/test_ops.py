@@ -5,7 +5,6 @@ All operators are called by mmcv's own functions, whose ``ext_module`` is replac
 """
 import ast
 import contextlib
-import importlib.machinery
 import importlib.util
 import logging
 import math
@@ -87,10 +86,19 @@ def random_boxes(n, dtype=torch.float32, grid=None):
 
 def gradients(function, *inputs):
     """The output and the gradient of each input, for a gradient of the output that varies."""
-    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    inputs = [None if x is None else x.detach().clone().requires_grad_() for x in inputs]
     out = function(*inputs)
     out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape))
-    return [out.detach(), *(x.grad for x in inputs)]
+    return [out.detach(), *(x.grad for x in inputs if x is not None)]
+
+
+def ours_and_compiled(ours, compiled, function):
+    """What ``function()`` returns with each of them."""
+    found = []
+    for ext in (ours, compiled):
+        with operators(ext):
+            found.append(function())
+    return found
 
 
 def assert_agree(got, want, tolerance):
@@ -132,10 +140,9 @@ def test_nms_keeps_an_iou_equal_to_the_threshold():
     assert mmcv.ops.nms(boxes, torch.tensor([.9, .8]), 0.3)[1].tolist() == [0, 1]
 
 
-def test_nms_of_nothing():
-    dets, inds = mmcv.ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
-    assert dets.shape == (0, 5) and inds.shape == (0,) and inds.dtype == torch.long
-    dets, inds = mmcv.ops.soft_nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
+@pytest.mark.parametrize('function', [mmcv.ops.nms, mmcv.ops.soft_nms])
+def test_nms_of_nothing(function):
+    dets, inds = function(torch.zeros(0, 4), torch.zeros(0), 0.5)
     assert dets.shape == (0, 5) and inds.shape == (0,) and inds.dtype == torch.long
 
 
@@ -288,12 +295,9 @@ def test_roi_align_is_mmcvs(compiled, ours, n, ratio, aligned, dtype, tolerance)
     torch.manual_seed(0)
     x, boxes = torch.randn(2, 5, 13, 17, dtype=dtype), random_boxes(n, dtype)[0] - 8
     rois = torch.cat([torch.randint(0, 2, (n, 1)).to(dtype), boxes], 1)
-    results = []
-    for module in (ours, compiled):
-        with operators(module):
-            results.append(gradients(
-                lambda x: mmcv.ops.roi_align(x, rois, (3, 7), 0.25, ratio, 'avg', aligned), x))
-    assert_agree(*results, tolerance)
+    assert_agree(*ours_and_compiled(ours, compiled, lambda: gradients(
+        lambda x: mmcv.ops.roi_align(x, rois, (3, 7), 0.25, ratio, 'avg', aligned), x)),
+        tolerance)
 
 
 def test_roi_pool_takes_the_maximum_of_each_bin():
@@ -376,29 +380,30 @@ def sampled_convolution(x, offset, mask, weight, bias, stride, padding, dilation
     return out if bias is None else out + bias[:, None, None]
 
 
-def modulated_deform_conv(x, offset, mask, weight, bias=None, *, geometry):
+def mmcv_convolution(x, offset, mask, weight, bias, *geometry):
+    if mask is None:
+        return mmcv.ops.deform_conv2d(x, offset, weight, *geometry, False, 2)
     return mmcv.ops.modulated_deform_conv2d(x, offset, mask, weight, bias, *geometry)
+
+
+def all_gradients(convolve, case, dtype, spread=1):
+    """Without a mask, with one, and with a bias too."""
+    x, offset, mask, weight, bias = convolution(*case, dtype)
+    found = []
+    for rest in ((None, weight, None), (mask, weight, None), (mask, weight, bias)):
+        found += gradients(
+            lambda *inputs: convolve(*inputs, *case[1:]), x, spread * offset, *rest)
+    return found
 
 
 @pytest.mark.parametrize('case', CONVOLUTIONS)
 def test_deform_conv(case):
-    """Without a mask, with one, and with a bias too."""
-    x, offset, mask, weight, bias = convolution(*case, torch.float64)
-    geometry = case[1:]
-    want = gradients(lambda x, offset, weight: sampled_convolution(
-        x, offset, None, weight, None, *geometry), x, offset, weight)
-    got = gradients(lambda x, offset, weight: mmcv.ops.deform_conv2d(
-        x, offset, weight, *geometry, False, 2), x, offset, weight)
-    assert_agree(got, want, 1e-9)
-    only_weight = gradients(lambda weight: mmcv.ops.deform_conv2d(
-        x, offset, weight, *geometry, False, 2), weight)
+    want = all_gradients(sampled_convolution, case, torch.float64)
+    assert_agree(all_gradients(mmcv_convolution, case, torch.float64), want, 1e-9)
+    x, offset, _, weight, _ = convolution(*case, torch.float64)
+    only_weight = gradients(
+        lambda weight: mmcv_convolution(x, offset, None, weight, None, *case[1:]), weight)
     assert_agree(only_weight, [want[0], want[3]], 1e-9)
-
-    for inputs in ((x, offset, mask, weight), (x, offset, mask, weight, bias)):
-        want = gradients(lambda x, offset, mask, weight, bias=None: sampled_convolution(
-            x, offset, mask, weight, bias, *geometry), *inputs)
-        got = gradients(lambda *x: modulated_deform_conv(*x, geometry=geometry), *inputs)
-        assert_agree(got, want, 1e-9)
 
 
 @pytest.mark.parametrize('with_mask', [False, True])
@@ -422,43 +427,41 @@ def test_samples_that_lie_at_the_edge_have_no_slope(with_mask):
 @pytest.mark.parametrize('dtype, tolerance', TOLERANCES)
 @pytest.mark.parametrize('case', CONVOLUTIONS)
 def test_deform_conv_is_mmcvs(compiled, ours, case, dtype, tolerance, spread):
-    x, offset, mask, weight, bias = convolution(*case, dtype)
-    offset = spread * offset
-    geometry = case[1:]
-    results = []
-    for module in (ours, compiled):
-        with operators(module):
-            results.append(gradients(lambda x, offset, weight: mmcv.ops.deform_conv2d(
-                x, offset, weight, *geometry, False, 2), x, offset, weight))
-            for b in ([], [bias]):
-                results[-1] += gradients(
-                    lambda *x: modulated_deform_conv(*x, geometry=geometry),
-                    x, offset, mask, weight, *b)
-    assert_agree(*results, tolerance)
+    assert_agree(*ours_and_compiled(ours, compiled, lambda: all_gradients(
+        mmcv_convolution, case, dtype, spread)), tolerance)
 
 
 # Focal losses: mmcv has compiled ones for GPUs alone
 
 
+def sigmoid_loss(x, target, gamma, weight):
+    p = torch.sigmoid(x)
+    positive = F.one_hot(target, 4)[:, :3].bool()  # 3: background
+    loss = torch.where(positive, -0.3 * (1 - p)**gamma * p.log(),
+                       -0.7 * p**gamma * (1 - p).log())
+    return loss if weight is None else loss * weight[target, None]
+
+
+def softmax_loss(x, target, gamma, weight):
+    label = target.clamp(min=0)
+    p = x.softmax(1)[torch.arange(len(x)), label]
+    loss = -0.3 * (1 - p)**gamma * p.log() * (target >= 0)  # -1: ignored
+    return loss if weight is None else loss * weight[label]
+
+
 @pytest.mark.parametrize('dtype, tolerance', TOLERANCES)
 @pytest.mark.parametrize('gamma', [0., 0.5, 2.])
-@pytest.mark.parametrize('weighted', [False, True])
-def test_sigmoid_focal_loss(weighted, gamma, dtype, tolerance):
+@pytest.mark.parametrize('name, definition, weighted, last', [
+    ('sigmoid', sigmoid_loss, False, 3), ('sigmoid', sigmoid_loss, True, 0),
+    ('softmax', softmax_loss, False, -1), ('softmax', softmax_loss, True, -1)])
+def test_focal_loss(name, definition, weighted, last, gamma, dtype, tolerance):
     torch.manual_seed(0)
-    x = 4 * torch.randn(7, 3, dtype=torch.float64)
-    target = torch.tensor([0, 1, 2, 0, 1, 2, 0 if weighted else 3])  # 3: background
+    x = 3 * torch.randn(7, 3, dtype=torch.float64)
+    target = torch.tensor([0, 1, 2, 0, 1, 2, last])
     weight = torch.tensor([0.5, 1, 2], dtype=torch.float64) if weighted else None
-
-    def definition(x):
-        p = torch.sigmoid(x)
-        positive = F.one_hot(target, 4)[:, :3].bool()
-        loss = torch.where(positive, -0.3 * (1 - p)**gamma * p.log(),
-                           -0.7 * p**gamma * (1 - p).log())
-        return (loss if weight is None else loss * weight[target, None]).sum()
-
-    want = gradients(definition, x)
+    want = gradients(lambda x: definition(x, target, gamma, weight).sum(), x)
     weight = None if weight is None else weight.to(dtype)
-    got = gradients(lambda x: mmcv.ops.sigmoid_focal_loss(
+    got = gradients(lambda x: getattr(mmcv.ops, f'{name}_focal_loss')(
         x, target, gamma, 0.3, weight, 'sum'), x.to(dtype))
     assert_agree(got, [w.to(dtype) for w in want], tolerance)
 
@@ -474,28 +477,6 @@ def test_sigmoid_focal_loss_of_large_logits():
         assert_close(out, want)
         want[wrong] = sign * alpha * (1 if wrong else -1)  # backward is given -1 and 1
         assert_close(grad, want)
-
-
-@pytest.mark.parametrize('dtype, tolerance', TOLERANCES)
-@pytest.mark.parametrize('gamma', [0., 0.5, 2.])
-@pytest.mark.parametrize('weighted', [False, True])
-def test_softmax_focal_loss(weighted, gamma, dtype, tolerance):
-    torch.manual_seed(0)
-    x = 2 * torch.randn(6, 3, dtype=torch.float64)
-    target = torch.tensor([0, 1, 2, -1, 1, 2])  # -1: ignored
-    weight = torch.tensor([0.5, 1, 2], dtype=torch.float64) if weighted else None
-
-    def definition(x):
-        label = target.clamp(min=0)
-        p = x.softmax(1)[torch.arange(6), label]
-        loss = -0.3 * (1 - p)**gamma * p.log() * (target >= 0)
-        return (loss if weight is None else loss * weight[label]).sum()
-
-    want = gradients(definition, x)
-    weight = None if weight is None else weight.to(dtype)
-    got = gradients(lambda x: mmcv.ops.softmax_focal_loss(
-        x, target, gamma, 0.3, weight, 'sum'), x.to(dtype))
-    assert_agree(got, [w.to(dtype) for w in want], tolerance)
 
 
 def test_softmax_focal_loss_of_large_logits():
@@ -573,14 +554,6 @@ def test_one_line_says_which_operators_are_in_use(caplog, monkeypatch):
         assert not lines()
     monkeypatch.setattr(multiprocessing, 'parent_process', object)  # a worker
     assert not lines()
-
-
-def test_python_prefers_a_compiled_module(tmp_path):
-    (tmp_path / '_ext.py').touch()
-    library = tmp_path / f'_ext{importlib.machinery.EXTENSION_SUFFIXES[0]}'
-    library.touch()
-    found = importlib.machinery.PathFinder.find_spec('_ext', [str(tmp_path)])
-    assert found.origin == str(library)
 
 
 def test_wheel(tmp_path):

@@ -1,3 +1,4 @@
+"""What ResT computes, and its options. ResTv2 shares most; test_restv2.py has the rest."""
 import copy
 
 import numpy as np
@@ -14,81 +15,71 @@ from mmrest.models.layers import DropPath
 
 from .. import golden
 from . import models
-from .models import MODELS
-
-TINY = dict(embed_dims=(8, 16), depths=(1, 2), num_heads=(1, 2), sr_ratios=(2, 1))
-
-
-BOTH = pytest.mark.parametrize('kind', [ResT, ResTV2])
-
-
-def tiny(kind=ResT, **kwargs):
-    torch.manual_seed(0)
-    return kind(TINY, **dict(dict(out_indices=None), **kwargs))
-
-
-def randomize(model):
-    """Weights large enough that no branch hides behind a std of 0.02."""
-    torch.manual_seed(1)
-    for name, p in model.named_parameters():
-        with torch.no_grad():
-            p.copy_(torch.randn_like(p) * 0.3 + (p.ndim == 1 and 'weight' in name))
-    return model
+from .models import TINY, every_model, randomize, tiny
 
 
 @pytest.fixture(scope='module')
-def lite_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp('weights') / 'rest_lite.pth'
-    torch.save({'model': golden.draw_weights('lite')}, path)
-    return path
+def lite():
+    return golden.draw_weights('lite')
 
 
 @pytest.mark.parametrize('name', ['rest_lite_2x3x224x224_7', 'rest_lite_1x3x160x224_8'])
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-9), (torch.float32, 1e-3)])
-def test_agrees_with_the_published_model(name, dtype, tolerance, lite_file):
+def test_agrees_with_the_published_model(name, dtype, tolerance, lite):
     gold = np.load(golden.DATA / f'{name}.npz')
-    model = ResT('lite', init_cfg=dict(type='Pretrained', checkpoint=str(lite_file)))
-    model.to(dtype).init_weights()
+    model = ResT('lite').to(dtype).eval()
+    model.load_state_dict({model.own_name(key): value for key, value in lite.items()
+                           if not key.startswith('head.')})
     image = golden.draw_image(gold).to(dtype).requires_grad_()
-    features = model.eval()(image)
+    features = model(image)
     golden.check_features(features, gold, tolerance)
     if dtype == torch.float64:
         golden.loss(features).backward()
         golden.check_image_gradient(image.grad, gold, tolerance)
 
 
-@pytest.mark.parametrize('arch, count', [
-    ('lite', 9_995_300 + 896),
-    ('small', 13_166_708 + 896),
-    ('base', 29_558_052 + 1344),
-    ('large', 50_907_156 + 1344),
+@pytest.mark.parametrize('cls, arch, count, num_heads, rate', [
+    (ResT, 'lite', 9_995_300 + 896, (1, 2, 4, 8), 0.1),  # the first three norms are ours
+    (ResT, 'small', 13_166_708 + 896, (1, 2, 4, 8), 0.1),
+    (ResT, 'base', 29_558_052 + 1344, (1, 2, 4, 8), 0.2),
+    (ResT, 'large', 50_907_156 + 1344, (1, 2, 4, 8), 0.3),
+    (ResTV2, 'tiny', 29_667_120, (1, 2, 4, 8), 0.1),
+    (ResTV2, 'small', 40_438_320, (1, 2, 4, 8), 0.2),
+    (ResTV2, 'base', 55_197_552, (1, 2, 4, 8), 0.3),
+    (ResTV2, 'large', 85_509_312, (2, 4, 8, 16), 0.5),
 ])
-def test_parameter_counts_and_names_are_the_published_ones(arch, count):
+def test_archs_are_the_published_ones(cls, arch, count, num_heads, rate):
     with torch.device('meta'):
-        model = ResT(arch)
+        model = cls(arch)
     assert sum(p.numel() for p in model.parameters()) == count
-    published = {
-        ('norm4.' + name[5:] if name.startswith('norm.') else name): value.shape
-        for name, value in golden.draw_weights(arch).items() if not name.startswith('head.')
-    }
-    assert {name: value.shape for name, value in model.state_dict().items()} == published
+    of_a_classifier = ('head.', 'norm.') if cls is ResTV2 else ('head.', )
+    assert {name: list(value.shape) for name, value in model.state_dict().items()} == {
+        model.own_name(name): shape
+        for name, shape in golden.shapes(arch, cls.__name__.lower()).items()
+        if not name.startswith(of_a_classifier)}
+    for i, heads in enumerate(num_heads):
+        blocks = model.get_submodule(cls.stage_names(i)[1])
+        assert {block.attn.num_heads for block in blocks} == {heads}
+    assert blocks[-1].drop_path.drop_prob == pytest.approx(rate)
 
 
-def test_initialisation_is_the_published_one():
-    for name, module in ResT('lite').named_modules():
+@pytest.mark.parametrize('cls, eps', [(ResT, 1e-5), (ResTV2, 1e-6)])
+def test_initialisation_is_the_published_one(cls, eps):
+    arch = dict(embed_dims=(64, 64), depths=(1, 1), num_heads=(1, 2), sr_ratios=(2, 1))
+    for name, module in cls(arch, out_indices=None).named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             if module.weight.numel() > 10_000:
                 assert abs(module.weight.std().item() - 0.02) < 1e-3, name
             assert module.bias is None or not module.bias.any(), name
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
-            assert module.eps == 1e-5, name
+            assert module.eps == (eps if isinstance(module, nn.LayerNorm) else 1e-5), name
             assert (module.weight == 1).all() and not module.bias.any(), name
 
 
-@BOTH
+@every_model
 @pytest.mark.parametrize('hw', [(1, 1), (1, 9), (7, 1), (33, 50), (64, 32)])
-def test_any_image_size(kind, hw):
-    model = randomize(tiny(kind)).double().eval()
+def test_any_image_size(cls, hw):
+    model = randomize(tiny(cls)).double().eval()
     features = model(torch.randn(2, 3, *hw, dtype=torch.double))
     h, w = hw
     for i, x in enumerate(features):
@@ -97,20 +88,28 @@ def test_any_image_size(kind, hw):
         assert x.shape == (2, TINY['embed_dims'][i], h, w)
         assert x.is_contiguous()
         # A LayerNorm over channels closes each stage.
-        norm = getattr(model, kind.stage_names(i)[2])
+        norm = getattr(model, cls.stage_names(i)[2])
         tokens = ((x - norm.bias[:, None, None]) / norm.weight[:, None, None]).flatten(2)
         assert_close(tokens.mean(1), torch.zeros_like(tokens[:, 0]), atol=1e-9, rtol=0)
 
 
-@BOTH
-def test_a_batch_is_its_images(kind):
-    model = randomize(tiny(kind)).double().eval()
+@every_model
+def test_a_batch_is_its_images(cls):
+    """In any memory format. A NaN stays in its image, and is not hidden there."""
+    model = randomize(tiny(cls)).double().eval()
     images = torch.randn(3, 3, 37, 50, dtype=torch.double)
-    for together, *alone in zip(model(images), *(model(x[None]) for x in images)):
-        assert_close(together, torch.cat(alone))
+    alone = [torch.cat(each) for each in zip(*(model(x[None]) for x in images))]
+    assert_close(model(images), tuple(alone))
+    images[1, 0, 3, 3] = float('nan')
+    for x, want in zip(model(images), alone):
+        assert x[1].isnan().any()
+        assert_close(x[::2], want[::2])
+    model.to(memory_format=torch.channels_last)
+    image = images[:1].contiguous(memory_format=torch.channels_last)
+    assert_close(model(image), tuple(x[:1] for x in alone))
 
 
-@pytest.mark.parametrize('cls', MODELS)
+@every_model
 def test_no_images_give_no_features(cls):
     model = models.build(cls)
     image = torch.zeros(0, 3, 70, 100, dtype=torch.double, requires_grad=True)
@@ -125,21 +124,20 @@ def test_no_images_give_no_features(cls):
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
-@BOTH
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
-def test_other_precisions(kind, dtype):
-    model = randomize(tiny(kind)).eval()
+@every_model
+@pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 0.1), (torch.float64, 1e-10)])
+def test_other_precisions(cls, dtype, tolerance):
+    model = randomize(tiny(cls)).eval()
     image = torch.randn(1, 3, 40, 56)
     exact = copy.deepcopy(model).double()(image.double())
     for got, want in zip(model.to(dtype)(image.to(dtype)), exact):
         assert got.dtype == dtype
-        tolerance = 0.1 if dtype == torch.bfloat16 else 1e-10
         assert (got.double() - want).square().mean().sqrt() < tolerance
 
 
-@BOTH
-def test_autocast_trains(kind):
-    model = randomize(tiny(kind))
+@every_model
+def test_autocast_trains(cls):
+    model = randomize(tiny(cls))
     image = torch.randn(2, 3, 40, 56)
     with torch.autocast('cpu', torch.bfloat16):
         features = model(image)
@@ -153,11 +151,11 @@ def test_autocast_trains(kind):
 # The layout traps: batch 1, and operators that read memory as contiguous (B, C, H, W).
 
 
-@BOTH
+@every_model
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'from_hwc'])
-def test_gradients_at_batch_1_are_those_of_the_image_twice(kind, training, layout):
-    model = randomize(tiny(kind, drop_path_rate=0.)).double().train(training)
+def test_gradients_at_batch_1_are_those_of_the_image_twice(cls, training, layout):
+    model = randomize(tiny(cls, drop_path_rate=0.)).double().train(training)
     image = torch.randn(1, 3, 40, 56, dtype=torch.double)
     if layout == 'channels_last':
         model.to(memory_format=torch.channels_last)
@@ -182,14 +180,14 @@ def test_gradients_at_batch_1_are_those_of_the_image_twice(kind, training, layou
     assert_close((once[0] * direction[0]).sum(), (up - down) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
-@BOTH
+@every_model
 @pytest.mark.parametrize('channels_last', [False, True])
 @pytest.mark.parametrize('batch', [1, 2])
-def test_roi_align_reads_the_features_right(kind, batch, channels_last):
+def test_roi_align_reads_the_features_right(cls, batch, channels_last):
     mmcv_ops = pytest.importorskip('mmcv.ops')
     from mmdet.models.necks import FPN
     from torchvision.ops import roi_align
-    model = randomize(tiny(kind)).eval()
+    model = randomize(tiny(cls)).eval()
     neck = FPN([8, 16], 8, 2)
     image = torch.randn(batch, 3, 72, 104)
     if channels_last:
@@ -205,30 +203,30 @@ def test_roi_align_reads_the_features_right(kind, batch, channels_last):
 # Options
 
 
-@BOTH
-def test_mm_registries_find_it(kind):
-    cfg = dict(type=kind.__name__, arch='small', out_indices=(3, ))
-    assert isinstance(REGISTRY.build(cfg), kind)
+@every_model
+def test_mm_registries_find_it(cls):
+    cfg = dict(type=cls.__name__, arch=TINY, out_indices=None)
+    assert isinstance(REGISTRY.build(cfg), cls)
     for package in ('mmdet', 'mmpretrain', 'mmseg'):
         registry = __import__(f'{package}.registry', fromlist=['MODELS']).MODELS
         with registry.switch_scope_and_registry(package) as scoped:
-            assert isinstance(scoped.build(cfg), kind)
+            assert isinstance(scoped.build(cfg), cls)
 
 
-@BOTH
+@every_model
 @pytest.mark.parametrize('out_indices', [(0, ), (0, 2), [1, 3], None])
-def test_only_what_is_used_is_built_and_all_of_it_has_gradients(kind, out_indices):
+def test_only_what_is_used_is_built_and_all_of_it_has_gradients(cls, out_indices):
     arch = dict(
         embed_dims=[8, 16, 16, 32], depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4],
         sr_ratios=[8, 4, 2, 1])
     given, before = (arch, out_indices), copy.deepcopy((arch, out_indices))
-    model = kind(arch, out_indices=out_indices)
+    model = cls(arch, out_indices=out_indices)
     assert given == before
     features = model(torch.randn(2, 3, 64, 64))
     indices = range(4) if out_indices is None else out_indices
     assert [x.shape[1] for x in features] == [arch['embed_dims'][i] for i in indices]
     names = {name.split('.')[0] for name, _ in model.named_parameters()}
-    norms = {kind.stage_names(i)[2] for i in indices}
+    norms = {cls.stage_names(i)[2] for i in indices}
     assert {name for name in names if name.startswith('norm')} == norms
     assert f'stage{max(indices) + 1}' in names
     assert f'stage{max(indices) + 2}' not in names
@@ -252,42 +250,42 @@ def test_arch_dict_of_three_stages_computes_what_the_named_arch_does():
     assert model.num_stages == 3
 
 
-@BOTH
+@every_model
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2])
-def test_frozen_stages(kind, frozen_stages):
-    model = tiny(kind, frozen_stages=frozen_stages, drop_path_rate=0.5)
-    names = [*kind.stage_names(0), *kind.stage_names(1)]
+def test_frozen_stages(cls, frozen_stages):
+    model = tiny(cls, frozen_stages=frozen_stages, drop_path_rate=0.5)
+    names = [*cls.stage_names(0), *cls.stage_names(1)]
     frozen = names[:[0, 1, 3, 6][frozen_stages + 1]]
-    for name, module in model.named_children():  # before the first call of train(), too
-        assert module.training == (name not in frozen)
+
+    def training():
+        return {name for name, module in model.named_children() if module.training}
+
+    assert training() == set(names) - set(frozen)  # before the first call of train(), too
     assert model.train() is model
     before = copy.deepcopy(model.state_dict())
     sum(x.square().sum() for x in model(torch.randn(2, 3, 32, 32).requires_grad_())).backward()
     for name, p in model.named_parameters():
-        assert p.requires_grad == (name.split('.')[0] not in frozen)
-        assert (p.grad is not None) == p.requires_grad
-    for name, module in model.named_children():
-        assert module.training == (name not in frozen)
+        assert p.requires_grad == (p.grad is not None) == (name.split('.')[0] not in frozen)
+    assert training() == set(names) - set(frozen)
     for name, value in model.state_dict().items():
-        if 'running' in name:
-            assert value.equal(before[name]) == (name.split('.')[0] in frozen), name
+        learns = 'running' in name or 'num_batches' in name
+        assert value.equal(before[name]) == (not learns or name.split('.')[0] in frozen), name
 
 
-@BOTH
-def test_norm_eval_keeps_statistics(kind):
-    model = tiny(kind, norm_eval=True)
+@every_model
+def test_norm_eval_keeps_statistics(cls):
+    model = tiny(cls, norm_eval=True)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and not any(norm.training for norm in norms)
     assert model.train() is model
     before = copy.deepcopy(model.state_dict())
     model(torch.randn(2, 3, 32, 32))
-    for name, value in model.state_dict().items():
-        assert_close(value, before[name], rtol=0, atol=0)
+    assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert model.stem.training and not any(norm.training for norm in norms)
     assert model.eval() is model and not model.stem.training
 
 
-@pytest.mark.parametrize('cls', MODELS)
+@every_model
 @pytest.mark.parametrize('out_indices, stages', [
     (None, (0, 1, 2, 3)), (-1, (3, )), (2, (2, )), ((-3, -1), (1, 3)), ([0, -2], (0, 2))])
 def test_out_indices_channels_and_strides(out_indices, stages, cls):
@@ -305,7 +303,7 @@ def test_out_indices_channels_and_strides(out_indices, stages, cls):
             assert_close(x, every(image)[i])
 
 
-@pytest.mark.parametrize('cls', MODELS)
+@every_model
 @pytest.mark.parametrize('out_indices', [None, (1, )])
 def test_features_before_the_norm(out_indices, cls):
     """Normalised, they are those of a model with output norms."""
@@ -322,7 +320,7 @@ def test_features_before_the_norm(out_indices, cls):
         assert_close(norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), want)
 
 
-@pytest.mark.parametrize('cls', MODELS)
+@every_model
 def test_gradients_have_the_strides_of_their_parameters(cls):
     """DistributedDataParallel compares them, also for dimensions of size 1."""
     model = models.build(cls).float().train()
@@ -361,43 +359,31 @@ def test_norm_in_trunk_is_the_published_detection_code(out_indices):
         assert (plain - last).abs().max() > 0.1
 
 
-@pytest.mark.parametrize('kind, rates', [
-    (ResT, dict(lite=0.1, small=0.1, base=0.2, large=0.3)),
-    (ResTV2, dict(tiny=0.1, small=0.2, base=0.3, large=0.5))])
-def test_drop_path_rises_linearly_over_the_blocks(kind, rates):
-    def found(model):
+@every_model
+def test_drop_path_rises_linearly_over_the_blocks(cls):
+    def found(**kwargs):
+        model = cls(dict(TINY, depths=(2, 3)), **dict(dict(out_indices=None), **kwargs))
         return [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
 
-    arch = dict(TINY, depths=(2, 3))
-    assert_close(found(kind(arch, out_indices=None, drop_path_rate=0.8)),
-                 [0., 0.2, 0.4, 0.6, 0.8])
-    assert_close(found(kind(arch, out_indices=(0, ), drop_path_rate=0.8)), [0., 0.2])
-    assert not any(found(tiny(kind)))
-    for arch, rate in rates.items():
-        with torch.device('meta'):
-            assert kind(arch).stage4[-1].drop_path.drop_prob == pytest.approx(rate)
+    assert_close(found(drop_path_rate=0.8), [0., 0.2, 0.4, 0.6, 0.8])
+    assert_close(found(drop_path_rate=0.8, out_indices=(0, )), [0., 0.2])
+    assert found() == 5 * [0.]
 
 
-@BOTH
-def test_with_cp_gives_the_same_gradients_by_checkpointing(kind, monkeypatch):
-    calls = []
-    original = rest_module.checkpoint
-
-    def spy(*args, **kwargs):
-        calls.append(args[0])
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(rest_module, 'checkpoint', spy)
+@every_model
+def test_with_cp_gives_the_same_gradients_by_checkpointing(cls, monkeypatch):
+    calls, original = [], rest_module.checkpoint
+    monkeypatch.setattr(rest_module, 'checkpoint', lambda *args, **kwargs: (
+        calls.append(args[0]) or original(*args, **kwargs)))
     image = torch.randn(2, 3, 40, 56, dtype=torch.double)
     gradients = []
     for with_cp in (False, True):
-        model = randomize(tiny(kind, with_cp=with_cp, drop_path_rate=0.5)).double()
+        model = randomize(tiny(cls, with_cp=with_cp, drop_path_rate=0.5)).double()
         torch.manual_seed(3)
         golden.loss(model(image)).backward()
         gradients.append([p.grad for p in model.parameters()])
         assert len(calls) == 3 * with_cp
-    for got, want in zip(*gradients):
-        assert_close(got, want)
+    assert_close(*gradients)
 
 
 @pytest.mark.parametrize('kwargs, words', [
@@ -508,65 +494,44 @@ def test_attentions_leave_out_what_they_say(attention, options):
     assert hasattr(model.stage1[0].attn, 'sr') == (attention != 'msa')
 
 
-def test_layer_depths():
-    """Lite has blocks 1 to 8: stem 0, heads 9."""
-    model = ResT('lite')
-    for name, depth in [('stem.conv1.weight', 0), ('stage1.0.norm1.weight', 1),
-                        ('stage1.1.attn.q.weight', 2), ('norm1.bias', 2),
-                        ('patch_embed_2.conv.weight', 3), ('stage2.0.mlp.fc1.bias', 3),
-                        ('patch_embed_4.pos.pa_conv.weight', 7), ('stage4.1.norm2.bias', 8),
-                        ('norm4.weight', 8)]:
-        assert name in dict(model.named_parameters())
-        assert model.get_layer_depth('backbone.' + name, 'backbone.') == (depth, 10)
-    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (9, 10)
-    assert ResT('lite', out_indices=(1, )).get_layer_depth('stage2.1.norm1.weight') == (4, 6)
+@pytest.mark.parametrize('cls, arch, last, depths', [
+    (ResT, 'lite', 9, {
+        'stem.conv1.weight': 0, 'stage1.0.norm1.weight': 1, 'stage1.1.attn.q.weight': 2,
+        'norm1.bias': 2, 'patch_embed_2.conv.weight': 3, 'stage2.0.mlp.fc1.bias': 3,
+        'patch_embed_4.pos.pa_conv.weight': 7, 'stage4.1.norm2.bias': 8, 'norm4.weight': 8}),
+    (ResTV2, 'tiny', 12, {
+        'stem.proj.0.weight': 0, 'stage1.0.attn.up.0.weight': 1, 'norm_1.bias': 1,
+        'patch_2.proj.weight': 2, 'stage2.1.mlp.fc1.bias': 3,
+        'patch_4.pos.pa_conv.weight': 10, 'norm_4.weight': 11}),
+])
+def test_layer_depths(cls, arch, last, depths):
+    """The stem has 0, each block one more, and heads come last."""
+    with torch.device('meta'):
+        model = cls(arch)
+    found = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.')
+             for name, _ in model.named_parameters()}
+    for name, depth in depths.items():
+        assert found[name] == (depth, last + 1), name
+    assert set(found.values()) == {(depth, last + 1) for depth in range(last)}
+    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (last, last + 1)
+
+
+def test_layer_depths_of_what_is_built():
+    model = ResT(models.ARCH, out_indices=(1, ))
+    assert model.get_layer_depth('stage2.0.norm1.weight') == (2, 4)
 
 
 # What computes the attention
 
 
-def test_backend_comes_from_the_argument_then_the_environment(monkeypatch):
-    def backends(**kwargs):
-        return {m.backend for m in tiny(**kwargs).modules() if isinstance(m, EMSA)}
-
-    monkeypatch.delenv('MMREST_ATTENTION_BACKEND', raising=False)
-    assert backends() == {'auto'}
-    monkeypatch.setenv('MMREST_ATTENTION_BACKEND', 'reference')
-    assert backends() == {'reference'}
-    assert backends(backend='chunked') == {'chunked'}
-    assert EMSA(8, 2).backend == 'reference'
-
-
-@BOTH
-@pytest.mark.parametrize('backend', ['reference', 'chunked'])
-def test_backends_agree_in_features_and_gradients(kind, backend):
+@every_model
+def test_backends_agree_in_features_and_gradients(cls):
     image = torch.randn(2, 3, 75, 58, dtype=torch.double)
-    results = []
-    for name in (backend, 'auto'):
-        model = randomize(tiny(kind, backend=name)).double()
+    results = {}
+    for backend in ('auto', 'reference', 'chunked'):
+        model = randomize(tiny(cls, backend=backend)).double()
+        assert {m.backend for m in model.modules() if isinstance(m, EMSA)} == {backend}
         features = model(image)
         golden.loss(features).backward()
-        results.append([*features, *(p.grad for p in model.parameters())])
-    for got, want in zip(*results):
-        assert_close(got, want, rtol=1e-7, atol=1e-9)
-
-
-@pytest.mark.parametrize('kind, steps', [(ResT, (14, 10)), (ResTV2, (32, 16))])
-@pytest.mark.skipif(not hasattr(torch.library, 'custom_op'), reason='needs torch 2.4')
-def test_compiles_whole_and_once_for_ten_sizes(kind, steps):
-    """The second size may compile anew, for dynamic sizes; the eight after it must not.
-
-    Of ResTv2 with odd sizes, up-sampled values are cropped, which is another graph.
-    """
-    torch._dynamo.reset()
-    model = randomize(tiny(kind)).double().eval()
-    graphs = []
-    compiled = torch.compile(
-        model, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
-    for i in range(10):
-        image = torch.randn(2, 3, 64 + steps[0] * i, 96 + steps[1] * i, dtype=torch.double)
-        for got, want in zip(compiled(image), model(image)):
-            assert_close(got, want)
-        if i == 1:
-            count = len(graphs)
-    assert len(graphs) == count <= 2
+        results[backend] = [*features, *(p.grad for p in model.parameters())]
+        assert_close(results[backend], results['auto'], rtol=1e-7, atol=1e-9)

@@ -5,22 +5,16 @@ from torch import nn
 
 from benchmarks.published import Attention
 from mmrest import EMSA, ResT
-from mmrest.ops import emsa_attention
 
 ARCH = dict(embed_dims=(16, 32, 64), depths=(1, 1, 1), num_heads=(1, 2, 4), sr_ratios=(4, 2, 1))
-TORCH = tuple(int(part) for part in torch.__version__.split('.')[:2])
-needs_half = pytest.mark.skipif(TORCH < (2, 4), reason='float16 on a CPU needs torch 2.4')
-needs_triton = pytest.mark.skipif(TORCH < (2, 7), reason='needs Triton 3.3, with torch 2.7')
-HALF = pytest.param(torch.float16, marks=needs_half)
-BACKENDS = ['reference', 'chunked', pytest.param('triton', marks=needs_triton)]
 
 
 class Classifier(nn.Module):
 
-    def __init__(self, **kwargs):
+    def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.backbone = ResT(ARCH, **dict(dict(out_indices=(2, )), **kwargs))
+        self.backbone = ResT(ARCH, out_indices=(2, ))
         self.head = nn.Linear(64, 10)
 
     def forward(self, x):
@@ -36,68 +30,47 @@ def data(batch, generator):
     return images, labels
 
 
-def losses(steps, rate, dtype=None, pure=False, schedule=True):
-    """The losses of a training run from scratch, or None if anything is not finite.
+def losses(steps, rate, dtype=torch.float32, pure=False):
+    """The losses of a training run from scratch; all of it must be finite.
 
     ``dtype`` is autocast's, or the model's own if ``pure``.
     """
-    model = Classifier()
-    if pure:
-        model.to(dtype)
-    # AdamW's eps is zero in float16.
+    model = Classifier().to(dtype if pure else torch.float32)
     optimizer = torch.optim.AdamW(
         model.parameters(), rate, weight_decay=0.05, eps=1e-4 if pure else 1e-8)
-    scaler = torch.amp.GradScaler('cpu', enabled=dtype == torch.float16) if hasattr(
-        torch.amp, 'GradScaler') and not pure else None
-    generator = torch.Generator().manual_seed(0)
-    found = []
+    scaler = torch.amp.GradScaler('cpu', enabled=dtype == torch.float16)
+    generator, found = torch.Generator().manual_seed(0), []
     for i in range(steps):
-        if schedule:
-            optimizer.param_groups[0]['lr'] = rate * min((i + 1) / (steps / 4), 1)
+        optimizer.param_groups[0]['lr'] = rate * min((i + 1) / (steps / 4), 1)
         images, labels = data(16, generator)
-        images = images.to(dtype) if pure else images
-        with torch.autocast('cpu', dtype=dtype or torch.bfloat16,
-                            enabled=dtype is not None and not pure):
-            logits = model(images)
+        with torch.autocast('cpu', dtype, enabled=dtype != torch.float32 and not pure):
+            logits = model(images.to(dtype if pure else torch.float32))
         loss = nn.functional.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()
-        if scaler is None:
-            loss.backward()
-            grads_finite = all(torch.isfinite(p.grad).all() for p in model.parameters())
-            optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)  # skips a step if a gradient is not finite
+        scaler.update()
+        if scaler.is_enabled():
+            assert scaler.get_scale() >= 1
         else:
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            grads_finite = scaler.get_scale() >= 1 if dtype == torch.float16 else True
-        if not grads_finite or not torch.isfinite(loss) or not all(
-                torch.isfinite(p).all() for p in model.parameters()):
-            return None
+            assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+        assert torch.isfinite(loss)
+        assert all(torch.isfinite(p).all() for p in model.parameters())
         found.append(loss.item())
     return found
 
 
+@pytest.mark.parametrize('steps', [8, pytest.param(120, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('rate', [5e-4, 2e-3])
-def test_16_bits_train_where_float32_does(rate, many):
-    """float32 learns these images at both rates; with 16 bits nothing may become NaN."""
-    steps = many(8, 120)
+def test_16_bits_train_where_float32_does(rate, steps):
+    """float32 learns these images at both rates, of which 5e-4 is the paper's."""
     exact = losses(steps, rate)
-    assert exact is not None
-    runs = [dict(dtype=torch.bfloat16), dict(dtype=torch.bfloat16, pure=True)]
-    if TORCH >= (2, 4):
-        runs.append(dict(dtype=torch.float16))
-    for run in runs:
+    for run in (dict(dtype=torch.bfloat16), dict(dtype=torch.bfloat16, pure=True),
+                dict(dtype=torch.float16)):
         found = losses(steps, rate, **run)
-        assert found is not None, run
         if steps > 100:
             tail = [sum(x[-20:]) / 20 for x in (exact, found)]
             assert tail[0] < 1.5 and tail[1] < tail[0] + 0.7, (run, tail)
-
-
-def test_the_first_steps_at_the_papers_rate(many):
-    """The recipe of ImageNet (5e-4 at 512 images, AdamW, weight decay 0.05), under autocast."""
-    found = losses(many(10, 200), 5e-4, torch.bfloat16)
-    assert found is not None
 
 
 INPUTS = dict(
@@ -110,7 +83,8 @@ INPUTS = dict(
 )
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', [
+    'reference', 'chunked', pytest.param('triton', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('kind', INPUTS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_inputs_at_the_edges(kind, backend, dtype):
@@ -127,36 +101,17 @@ def test_inputs_at_the_edges(kind, backend, dtype):
             assert torch.isfinite(x).all()
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, HALF])
+@pytest.mark.parametrize('dtype, scale', [(torch.bfloat16, 1), (torch.float16, 1e-2)])
 @pytest.mark.parametrize('kind', ['zeros', 'noise', 'grey'])
-def test_models_of_16_bits(kind, dtype):
+def test_models_of_16_bits(kind, dtype, scale):
     """The model and the image have 16 bits; an input of 1e4 would overflow in float16."""
     torch.manual_seed(0)
-    model = Classifier(out_indices=None).to(dtype).eval()
-    scale = 1e-2 if dtype == torch.float16 else 1
+    model = Classifier().to(dtype).eval()
     image = (scale * INPUTS[kind]((2, 3, 40, 56))).to(dtype).requires_grad_()
     out = model(image)
     out.float().square().sum().backward()
-    for x in (out, image.grad, *(p.grad for p in model.parameters() if p.grad is not None)):
+    for x in (out, image.grad, *(p.grad for p in model.parameters())):
         assert torch.isfinite(x).all()
-
-
-@pytest.mark.parametrize('backend', BACKENDS)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, HALF])
-def test_the_operator_at_the_edges(backend, dtype, many):
-    """Attention maps from uniform to the last bit to one-hot."""
-    torch.manual_seed(0)
-    for M in many((1, 49), (1, 2, 49)):
-        # In float16 a score must stay below 65504.
-        for size in (0, 1e-8, 1e-3, 1, 30, 1e2 if dtype == torch.float16 else 1e4):
-            q, k, v = (torch.randn(1, 2, n, 8) for n in (17, M, M))
-            inputs = [(size * q).to(dtype), k.to(dtype), v.to(dtype), torch.randn(2, 2),
-                      torch.randn(2)]
-            inputs = [x.requires_grad_() for x in inputs]
-            out = emsa_attention(*inputs, backend=backend)
-            grads = torch.autograd.grad(out.float().square().sum(), inputs)
-            for x in (out, *grads):
-                assert torch.isfinite(x).all(), (M, size)
 
 
 @pytest.mark.parametrize('bias', [0, 1, 10])
@@ -177,15 +132,3 @@ def test_a_large_bias_of_transform_conv_costs_no_digits(bias):
     want = port.double()(x.double(), 14, 14)
     assert (got - want).norm() <= 2 * (published - want).norm()
     assert (single - want).norm() <= 1e-6 * want.norm()
-
-
-def test_a_nan_stays_in_its_image():
-    """There it is not hidden."""
-    torch.manual_seed(0)
-    model = Classifier(out_indices=None).eval()
-    images = torch.randn(3, 3, 40, 56)
-    want = model.backbone(images)
-    images[1, 0, 3, 3] = float('nan')
-    for x, y in zip(model.backbone(images), want):
-        assert torch.isnan(x[1]).any()
-        torch.testing.assert_close(x[::2], y[::2])
