@@ -1,6 +1,7 @@
 STACK ?= onedl
 export STACK
-PYTHON_ENV := $(if $(filter openmmlab,$(STACK)),.venv-openmmlab,.venv)/bin/python
+PYTHON_ENV := .venv$(patsubst %,-%,$(filter-out onedl,$(STACK)))/bin/python
+TESTS ?= tests
 
 .PHONY: help setup demo test torture bench bench-all bench-gpu docs lint clean distclean
 
