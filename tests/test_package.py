@@ -10,19 +10,17 @@ from importlib.metadata import PackageNotFoundError, distribution, packages_dist
 from pathlib import Path
 
 import cv2
-import mmengine
 import numpy as np
 import pytest
 import yaml
-from mim.utils import get_installed_path
 
 import mmrest
 
 ROOT = Path(__file__).parents[1]
 
 
-def python(code):
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+def python(code, cwd=None):
+    return subprocess.run([sys.executable, '-c', code], cwd=cwd, capture_output=True, text=True)
 
 
 def test_without_mmengine_it_says_what_to_install():
@@ -99,14 +97,19 @@ def test_mim_runs_an_installed_config_by_name(wheel, tmp_path):
     assert any('accuracy/top1' in path.read_text() for path in logs)
 
 
-def test_the_editable_install_leads_to_the_checkout():
+def test_the_editable_install_leads_to_the_checkout(tmp_path):
     mim = Path(mmrest.__file__).parent / '.mim'
     for name in ('configs', 'tools', 'model-index.yml'):
         assert (mim / name).resolve() == ROOT / name
-    assert Path(mmengine.utils.get_installed_path('mmrest')) == ROOT / 'mmrest'
-    # OneDL's mim searches the whole checkout
-    assert Path(get_installed_path('mmrest')) in (ROOT, ROOT / 'mmrest')
-    assert packages_distributions()['mmrest'] == ['mmrest']
+    done = python('''
+import importlib.metadata, mim.utils, mmengine.utils
+print(mmengine.utils.get_installed_path('mmrest'))
+print(mim.utils.get_installed_path('mmrest'))
+print(importlib.metadata.packages_distributions()['mmrest'])
+''', tmp_path)
+    *_, for_mmengine, for_mim, names = done.stdout.splitlines()
+    assert Path(for_mmengine) == ROOT / 'mmrest' and names == "['mmrest']"
+    assert Path(for_mim) in (ROOT, ROOT / 'mmrest')  # OneDL's mim searches the whole checkout
 
 
 EDITABLE = '''
