@@ -1,6 +1,7 @@
 STACK ?= onedl
 export STACK
-PYTHON_ENV := $(if $(filter openmmlab,$(STACK)),.venv-openmmlab,.venv)/bin/python
+PYTHON_ENV := .venv$(patsubst %,-%,$(filter-out onedl,$(STACK)))/bin/python
+TESTS ?= tests
 
 .PHONY: help setup demo test torture bench bench-all bench-gpu docs lint clean distclean
 
@@ -8,7 +9,7 @@ help:
 	@echo 'make setup      install everything into .venv (the other targets do it too)'
 	@echo 'make demo       train a small detector on your CPU, from end to end'
 	@echo 'make test       run the tests'
-	@echo 'make torture    the long versions of the tests that have one (CI runs them too)'
+	@echo 'make torture    the slow tests, and the oldest PyTorch that mmrest takes (8 GB more)'
 	@echo 'make bench      measure ResT beside its peers on your CPU (a quarter of an hour)'
 	@echo 'make bench-all  the same and more, on your CPU (hours)'
 	@echo 'make bench-gpu  the same on your GPU'
@@ -19,6 +20,7 @@ help:
 	@echo
 	@echo "ARGS goes to the command: make test ARGS='-k rest'"
 	@echo 'STACK=openmmlab takes OpenMMLab releases instead of OneDL forks: make test STACK=openmmlab'
+	@echo 'STACK=floor takes the oldest PyTorch that mmrest takes: make test STACK=floor'
 	@echo 'MMCV=compiled takes mmcv with compiled operators: make test MMCV=compiled'
 	@echo 'PYTHON names the Python that .venv is made from: make setup PYTHON=python3.12'
 
@@ -31,9 +33,12 @@ demo: setup
 # One thread a process: threads of two processes that share cores wait for each other.
 test: setup
 	OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
-		--durations=10 tests $(ARGS)
+		--durations=10 $(TESTS) $(ARGS)
 
 torture: setup
+ifeq ($(STACK) $(ARGS),onedl )
+	$(MAKE) test STACK=floor TESTS='tests/models tests/ops'
+endif
 	OMP_NUM_THREADS=1 $(PYTHON_ENV) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
 		--durations=10 tests --torture $(ARGS)
 
@@ -58,4 +63,4 @@ clean:
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .venv-openmmlab .setup
+	rm -rf .venv .venv-openmmlab .venv-floor .setup

@@ -1,13 +1,11 @@
-import re
+"""What pyproject.toml cannot say: mmrest/.mim, where mim and mmengine look for our files."""
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
-from setuptools.command.develop import develop
 
 here = Path(__file__).resolve().parent
-# What mim and mmengine look for in mmrest/.mim.
 MIM = ('configs', 'tools', 'model-index.yml')
 
 
@@ -18,9 +16,8 @@ def copy_mim(folder: Path) -> None:
         if name == '__pycache__' or Path(path) == here and name not in MIM})
 
 
-def link_mim() -> None:
+def link_mim(folder: Path) -> None:
     """For editable installs: mmrest/.mim leads to the files in the checkout."""
-    folder = here / 'mmrest/.mim'
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -33,79 +30,19 @@ def link_mim() -> None:
 
 
 class BuildPyWithMim(build_py):
-    """Puts .mim into wheels, and links it for today's editable installs (PEP 660)."""
+    """Puts .mim into wheels, and links it for editable installs."""
 
     def run(self):
         super().run()
-        if getattr(self, 'editable_mode', False):
-            link_mim()
-        else:
+        if not self.editable_mode:
             copy_mim(Path(self.build_lib, 'mmrest/.mim'))
+            return
+        link_mim(here / 'mmrest/.mim')
+        # OpenMMLab's mim and mmengine join the folder that has the metadata, site-packages,
+        # and the first line of top_level.txt. They know no other kind of editable install.
+        wheel = Path(self.get_finalized_command('install').install_lib)
+        for file in wheel.glob('mmrest-*.dist-info/top_level.txt'):
+            file.write_text(f"{here / 'mmrest'}\nmmrest\n", 'utf-8')
 
 
-class DevelopWithMim(develop):
-    """Links .mim for editable installs of older tools."""
-
-    def run(self):
-        link_mim()
-        super().run()
-
-
-def read_version() -> str:
-    """Read ``__version__`` without importing mmrest, which needs torch."""
-    text = (here / 'mmrest/version.py').read_text('utf-8')
-    return re.search(r"^__version__ = ['\"]([^'\"]+)", text, re.M).group(1)
-
-
-setup(
-    name='mmrest',
-    version=read_version(),
-    description='The ResT vision backbone for OpenMMLab',
-    long_description=(here / 'README.md').read_text('utf-8'),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    packages=find_packages(include=['mmrest', 'mmrest.*']),
-    package_data={'mmrest': ['py.typed']},
-    python_requires='>=3.10',
-    install_requires=['torch'],
-    extras_require={
-        # OneDL's continuation of OpenMMLab, for today's torch
-        'onedl': [
-            'onedl-mmengine==0.10.12',
-            'onedl-mmcv==2.3.6',
-            'onedl-mmdetection==3.5.1',
-            'onedl-mmpretrain==1.3.6',
-            'onedl-mmsegmentation==1.4.2',
-            'ftfy',
-            'regex',
-        ],
-        # OpenMMLab's own last releases, for torch 2.1
-        'openmmlab': [
-            'mmengine',
-            'mmcv-lite==2.1.0',
-            'numpy<2',
-            'mmdet==3.3.0',
-            'mmpretrain',
-            'mmsegmentation',
-            'ftfy',
-            'regex',
-        ],
-        # enough for the backbone alone
-        'mmengine': ['onedl-mmengine==0.10.12'],
-        'demo': ['matplotlib', 'scikit-learn'],
-        # tools/analysis_tools, tools/deployment, safetensors
-        'tools': ['grad-cam', 'onnx', 'onnxruntime', 'onnxscript', 'safetensors', 'seaborn'],
-        'docs': ['furo', 'ipykernel', 'myst-parser', 'nbclient', 'nbformat', 'sphinx'],
-        'test': ['codespell', 'hypothesis', 'mypy', 'pre-commit', 'pytest', 'pytest-xdist',
-                 'ruff', 'segmentation-models-pytorch', 'timm'],
-    },
-    classifiers=[
-        'Programming Language :: Python :: 3',
-        'Programming Language :: Python :: 3.10',
-        'Programming Language :: Python :: 3.11',
-        'Programming Language :: Python :: 3.12',
-        'Topic :: Scientific/Engineering :: Artificial Intelligence',
-    ],
-    cmdclass=dict(build_py=BuildPyWithMim, develop=DevelopWithMim),
-    zip_safe=False,
-)
+setup(cmdclass=dict(build_py=BuildPyWithMim))

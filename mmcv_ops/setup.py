@@ -18,8 +18,8 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     py_modules=['mmcv._ext'],  # one file for mmcv's folder, which is not ours
-    python_requires='>=3.9',
-    install_requires=['torch>=2.1', 'torchvision>=0.16'],
+    python_requires='>=3.11',
+    install_requires=['torch>=2.7', 'torchvision>=0.22'],
     cmdclass={
         'develop': type('develop', (develop,), {'run': refuse}),
         'editable_wheel': type('editable_wheel', (editable_wheel,), {'run': refuse}),
