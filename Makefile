@@ -59,7 +59,7 @@ lint: setup
 
 clean:
 	rm -rf build dist *.egg-info mmcv_ops/build mmcv_ops/*.egg-info docs/_build
-	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean

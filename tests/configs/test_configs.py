@@ -212,6 +212,8 @@ def test_ablations_differ_only_in_what_they_name():
         cfg = read(f'{folder}/rest_lite_{name}_8xb256_100e_in1k.py').to_dict()
         for option in options:
             assert cfg['model']['backbone'].pop(option) == options[option]
+        assert cfg['model']['backbone'].pop('type') == 'ResTAblation'
+        cfg['model']['backbone']['type'] = 'ResT'
         assert cfg == base.to_dict()
 
 

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS as REGISTRY
 from torch import nn
 from torch.testing import assert_close
 
-from benchmarks.published import Attention, PublishedResT
+from benchmarks.published import PublishedResT
 from mmrest import EMSA, ResT, ResTV2
 from mmrest.models import rest as rest_module
 from mmrest.models.layers import DropPath
@@ -405,9 +405,6 @@ def test_with_cp_gives_the_same_gradients_by_checkpointing(cls, monkeypatch):
     (dict(frozen_stages=-2), 'frozen_stages=-2 must'),
     (dict(drop_path_rate=1.0), 'drop_path_rate=1.0 must be in [0, 1)'),
     (dict(drop_path_rate=float('nan')), 'drop_path_rate=nan must'),
-    (dict(stem='vit'), "stem='vit' must be one of ['pvt', 'resnet', 'rest']"),
-    (dict(position='ape'), "position='ape' must be one of ['gl', 'le', 'pa']"),
-    (dict(attention='mha'), "attention='mha' must be one of"),
     (dict(backend='fast'), "backend='fast' must be 'auto' or one of"),
 ])
 def test_bad_arguments_are_named(kwargs, words):
@@ -418,9 +415,9 @@ def test_bad_arguments_are_named(kwargs, words):
 
 def test_numbers_of_numpy_are_numbers():
     arch = {key: np.array(values) for key, values in TINY.items()}
-    kwargs = dict(drop_path_rate=0.5, frozen_stages=1, img_size=40, in_channels=4)
+    kwargs = dict(drop_path_rate=0.5, frozen_stages=1, in_channels=4)
     model, same = (
-        ResT(arch, out_indices=out_indices, position='le', **kwargs)
+        ResT(arch, out_indices=out_indices, **kwargs)
         for arch, out_indices, kwargs in (
             (TINY, (0, 1), kwargs),
             (arch, np.arange(2), {k: np.array(v)[()] for k, v in kwargs.items()})))
@@ -430,68 +427,6 @@ def test_numbers_of_numpy_are_numbers():
         assert_close(got, want, rtol=0, atol=0)
     assert [p.requires_grad for p in same.parameters()] == [
         p.requires_grad for p in model.parameters()]
-
-
-# The ablations of tables 5, 6 and 7, each held against its definition
-
-
-def test_resnet_and_pvt_stems_are_theirs():
-    image = torch.randn(2, 3, 37, 50, dtype=torch.double)
-    stem = randomize(tiny(stem='resnet')).double().eval().stem
-    want = nn.functional.conv2d(image, stem.conv.weight, stride=2, padding=3)
-    want = nn.functional.max_pool2d(stem.norm(want).relu(), 3, 2, 1)
-    assert_close(stem(image), want * stem.pos.pa_conv(want).sigmoid())
-    stem = randomize(tiny(stem='pvt')).double().eval().stem
-    patches = image[:, :, :36, :48].reshape(2, 3, 9, 4, 12, 4)
-    want = torch.einsum('bcyixj,ocij->boyx', patches, stem.conv.weight)
-    want = want + stem.conv.bias[:, None, None]
-    assert_close(stem(image), want * stem.pos.pa_conv(want).sigmoid())
-
-
-def test_positions_are_equations_6_to_8():
-    image = torch.randn(1, 3, 40, 56, dtype=torch.double)
-    for kind in ('pa', 'gl', 'le'):
-        model = randomize(tiny(position=kind, img_size=(40, 56))).double().eval()
-        for embed in (model.stem, model.patch_embed_2):
-            pos, seen = embed.pos, []
-            handle = pos.register_forward_hook(
-                lambda m, x, y, seen=seen: seen.append((x[0], y)))
-            model(image)
-            handle.remove()
-            (x, y), = seen
-            if kind == 'pa':
-                want = x / (1 + torch.exp(-pos.pa_conv(x)))
-            elif kind == 'gl':
-                want = x + pos.gl_conv(x)
-            else:
-                want = x + pos.theta
-            assert_close(y, want)
-
-
-@pytest.mark.parametrize('stem', ['rest', 'resnet', 'pvt'])
-def test_learned_position_takes_its_image_size_alone(stem):
-    model = tiny(position='le', img_size=(45, 66), stem=stem)
-    model.eval()(torch.randn(2, 3, 45, 66))
-    for hw in ((45, 70), (1, 1)):
-        with pytest.raises(ValueError, match='img_size must be the size of every image'):
-            (model.stem.pos if stem == 'pvt' else model)(torch.zeros(1, 3, *hw))
-    assert tiny(position='le').stem.pos.theta.shape == (1, 8, 56, 56)
-
-
-@pytest.mark.parametrize('attention, options', [
-    ('emsa', {}),
-    ('emsa_no_norm', dict(normalize=False)),
-    ('emsa_plain', dict(mix_heads=False, normalize=False)),
-    ('msa', dict(mix_heads=False, normalize=False)),
-])
-def test_attentions_leave_out_what_they_say(attention, options):
-    model = randomize(tiny(attention=attention)).double()
-    module = model.stage2[0].attn
-    port = Attention(16, 2, 1, **options).double()
-    port.load_state_dict(module.state_dict())
-    tokens = torch.randn(2, 35, 16, dtype=torch.double)
-    assert_close(module(tokens, (5, 7)), port(tokens, 5, 7))
-    assert hasattr(model.stage1[0].attn, 'sr') == (attention != 'msa')
 
 
 @pytest.mark.parametrize('cls, arch, last, depths', [

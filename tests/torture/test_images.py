@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from benchmarks.published import PublishedResT, published_names
 from mmrest import ResT
+from mmrest.models import ResTAblation
 
 ARCHS = [
     dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), sr_ratios=(2, 1)),
@@ -23,7 +24,7 @@ MAPS = 2**26  # elements of the attention maps of one image, all heads and block
 def build(arch, stem='rest'):
     """A model whose weights are large enough for every branch to change the features."""
     torch.manual_seed(0)
-    model = ResT(arch, out_indices=None, stem=stem).eval()
+    model = ResTAblation(arch, out_indices=None, stem=stem).eval()
     for name, p in model.named_parameters():
         with torch.no_grad():
             if p.ndim > 1:
