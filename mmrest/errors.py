@@ -10,3 +10,7 @@ class UserError(ValueError):
 
 class MissingPackageError(UserError, ImportError):
     """A package that only some uses need is not installed. The message says how to get it."""
+
+
+class FetchError(UserError, OSError):
+    """A file cannot be downloaded."""

@@ -3,6 +3,7 @@ import hashlib
 import os
 import re
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple, Union
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -14,15 +15,11 @@ from mmengine.fileio import get_file_backend
 from mmengine.fileio.backends import prefix_to_backends
 from torch import Tensor
 
-from .errors import MissingPackageError, UserError
-from .restricted_load import RUN, WEIGHTS, UnsafeCheckpointError, restricted_load
+from .errors import FetchError, MissingPackageError, UserError
+from .restricted_load import RUN, WEIGHTS, UnsafeCheckpointError, disarm, restricted_load
 from .utils import moved
 
 __getattr__ = moved(__name__, load_safely='mmrest.safe_reading.register_safe_loader')
-
-
-class FetchError(UserError, OSError):
-    """A checkpoint cannot be downloaded."""
 
 
 def register_safe_loader(weights_only: bool = False) -> None:
@@ -52,8 +49,10 @@ def read_checkpoint(filename: str, map_location: Any = 'cpu',
         weights_only (bool): Reads tensors and plain values alone.
     """
     content, _ = read_file(filename, WEIGHTS if weights_only else RUN, map_location)
-    if isinstance(content, dict) and isinstance(dict.get(content, 'state_dict'), dict):
-        content['state_dict'] = _uncompiled(content['state_dict'])
+    if isinstance(content, dict):
+        if isinstance(content.get('state_dict'), dict):
+            content['state_dict'] = _uncompiled(content['state_dict'])
+        disarm(content, os.path.dirname(os.path.abspath(filename)))
     return content
 
 
@@ -94,7 +93,10 @@ def named_tensors(content: Any, path: Union[str, Path]) -> Dict[str, Tensor]:
 def _uncompiled(state: dict) -> dict:
     if not any('_orig_mod.' in str(name) for name in state):
         return state  # with its _metadata
-    return {re.sub(r'(^|\.)_orig_mod\.', r'\1', str(name)): v for name, v in dict.items(state)}
+    names = [re.sub(r'(^|\.)_orig_mod\.', r'\1', str(name)) for name in state]
+    if len(set(names)) < len(names):
+        raise UserError('the checkpoint has weights with and without _orig_mod. in their names')
+    return dict(zip(names, state.values()))
 
 
 def read_file(path: Union[str, Path], stand_ins: Dict[str, Any] = WEIGHTS,
@@ -103,7 +105,7 @@ def read_file(path: Union[str, Path], stand_ins: Dict[str, Any] = WEIGHTS,
 
     ``stand_ins`` says what is made of names beside the weights: WEIGHTS or RUN.
     """
-    this = f'checkpoint={str(path)!r}'
+    this = f'checkpoint={_shown(str(path))!r}'
     with _local_file(str(path)) as local:
         if not Path(local).is_file():
             raise FileNotFoundError(f'{this}: no such file')
@@ -129,6 +131,14 @@ def read_file(path: Union[str, Path], stand_ins: Dict[str, Any] = WEIGHTS,
                 f'{this} cannot be read: {_cut(reason) or type(error).__name__}. It may be '
                 'damaged. If you trust it, save it again: torch.save(torch.load(path, '
                 'weights_only=False), new_path)') from error
+
+
+def _shown(address: str) -> str:
+    """An address without user, password and tokens."""
+    if '://' not in address:
+        return address
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition('@')[2], query='').geturl()
 
 
 def _cut(text: Any) -> str:
@@ -180,9 +190,10 @@ def _fetch(address: str) -> str:
             path.parent.mkdir(parents=True, exist_ok=True)
             urlretrieve(address, partial)  # raises when it ends early
             os.replace(partial, path)
-    except OSError as error:
+    except (OSError, ValueError, HTTPException) as error:
         partial.unlink(missing_ok=True)
-        raise FetchError(f'checkpoint={address!r} cannot be fetched: {error}') from error
+        raise FetchError(
+            f'checkpoint={_shown(address)!r} cannot be fetched: {_cut(error)}') from error
     finally:
         barrier()  # the other processes of this machine wait for the file
     return str(path)

@@ -236,10 +236,11 @@ def test_the_error_names_what_is_asked_for(tmp_path):
 # Harm without code
 
 
-def tensor_of(elements, size, stride=1, offset=0, key='0'):
-    """Opcodes for a tensor that claims these sizes."""
+def tensor_of(elements, size, stride=1, offset=0, key='0', legacy=b''):
+    """Opcodes for a tensor that claims these sizes; ``legacy``: b'N', no view."""
     return (name('torch._utils', '_rebuild_tensor_v2') + b'((' + text('storage')
-            + name('torch', 'FloatStorage') + text(key) + text('cpu') + number(elements) + b'tQ'
+            + name('torch', 'FloatStorage') + text(key) + text('cpu') + number(elements)
+            + legacy + b'tQ'
             + number(offset) + number(size) + b'\x85' + number(stride) + b'\x85\x89'
             + name('collections', 'OrderedDict') + b')RtR')
 
@@ -317,7 +318,8 @@ HARMFUL = dict(
     compressed_by_the_directory_alone=compressed_by_the_directory_alone,
     memo=of_pickle(b'}r' + struct.pack('<I', 2**31 - 1)),
     storage=lambda path: zip_file(one(tensor_of(2**31 - 1, 2**20)), path),
-    legacy_storage=lambda path: legacy_file(one(tensor_of(2**31 - 1, 2)), path),
+    legacy_storage=lambda path: legacy_file(
+        one(tensor_of(2**31 - 1, 2, legacy=b'N')), path),
     size=lambda path: zip_file(one(tensor_of(16, 2**31 - 1)), path),
     offset=lambda path: zip_file(one(tensor_of(16, 2, offset=-8)), path),
     stride=lambda path: zip_file(one(tensor_of(16, 16, 2**30)), path),
@@ -329,6 +331,21 @@ HARMFUL = dict(
     bytearray8=of_pickle(b'\x96' + struct.pack('<Q', 2**40)),
     long_text=of_pickle(b'X' + struct.pack('<I', 2**32 - 1)),
     deep=of_pickle(b'(' * 2**18 + b'l' * 2**18),
+    **{f'{kind}_of_rows': of_pickle(name(place, kind) + tensor_of(16, 10**7, 0) + b'\x85R')
+       for kind, place in dict(set='builtins', Counter='collections', Size='torch',
+                               OrderedDict='collections').items()},
+    rows_as_arguments=of_pickle(name('builtins', 'set') + tensor_of(16, 10**7, 0) + b'R'),
+    rows_as_state=of_pickle(
+        name('collections', 'OrderedDict') + b')R' + tensor_of(16, 10**7, 0) + b'b'),
+    more_than_its_record=lambda path: zip_file(one(tensor_of(20, 20)), path),
+    changed=lambda path: (torch.save({'x': torch.arange(999.)}, path), path.write_bytes(
+        path.read_bytes().replace(struct.pack('<f', 700), struct.pack('<f', 701)))),
+    text_as_history=of_pickle(
+        name('mmengine.logging.history_buffer', 'HistoryBuffer') + b')\x81}('
+        + text('max_length') + b'K\x05' + text('_log_history') + text('a')
+        + text('_count_history') + text('a') + b'ub'),
+    call_of_a_scheduler=of_pickle(name(
+        'mmengine.optim.scheduler.lr_scheduler', 'CosineRestartLR') + b')R'),
     laughs=of_pickle(LAUGHS),
     laughs_as_persistent_id=of_pickle(LAUGHS + b'Q'),
     module_as_persistent_id=of_pickle(
@@ -455,6 +472,30 @@ def test_damaged_bytes_are_a_sentence_or_load(kind, count, tmp_path):
     assert refused > 50
 
 
+def test_a_legacy_file_that_fills_no_storage_gives_zeros(tmp_path):
+    legacy_file(one(tensor_of(16, 16, legacy=b'N')), tmp_path / 'a.pth')
+    assert_close(read_state_dict(tmp_path / 'a.pth')['x'], torch.zeros(16), rtol=0, atol=0)
+
+
+def test_mmengine_gets_no_code_and_no_files_of_others_to_remove(tmp_path):
+    """Runner.resume runs meta['config'], and CheckpointHook removes best_ckpt."""
+    best = dict(best_ckpt=str(tmp_path / 'best.pth'), best_ckpt_acc='/elsewhere/best.pth', it=1)
+    torch.save(dict(state_dict={}, meta=dict(config='import os', cfg='text'),
+                    message_hub=dict(runtime_info=best)), tmp_path / 'a.pth')
+    found = read_checkpoint(str(tmp_path / 'a.pth'))
+    assert found['meta'] == dict(cfg='text')
+    assert found['message_hub']['runtime_info'] == dict(best_ckpt=best['best_ckpt'], it=1)
+
+
+def test_attributes_do_not_replace_methods(tmp_path):
+    state = b'}(' + text('items') + text('a') + text('_metadata') + text('b') + b'ub'
+    zip_file(opcodes(b'}' + text('state_dict') + name('collections', 'OrderedDict') + b')R'
+                     + text('x') + tensor_of(16, 2) + b's' + state + b's'), tmp_path / 'a.pth')
+    found = read_checkpoint(str(tmp_path / 'a.pth'))['state_dict']
+    assert vars(found) == dict(_metadata='b') and [*found.items()][0][0] == 'x'
+    assert read_state_dict(tmp_path / 'a.pth').keys() == {'x'}
+
+
 def test_threads_do_not_take_the_names_from_one_another(tmp_path):
     torch.save(dict(args=Namespace(a=1), model=dict(x=torch.ones(2))), tmp_path / 'a.pth')
     found = []
@@ -549,6 +590,10 @@ def test_wrappers_in_names_are_dropped(names, mmengine, tmp_path):
     want = {'backbone.stem.weight': torch.ones(2), 'head.bias': torch.zeros(1)}
     torch.save(dict(state_dict={names.format(k): v for k, v in want.items()}), tmp_path / 'a')
     assert_close(read_state_dict(tmp_path / 'a'), want)
+    both = {**want, **{f'_orig_mod.{k}': v for k, v in want.items()}}
+    torch.save(dict(state_dict=both), tmp_path / 'a')
+    with pytest.raises(ValueError, match='with and without _orig_mod'):
+        read_state_dict(tmp_path / 'a')
     compiled = {k.replace('backbone.', 'backbone._orig_mod.'): v for k, v in want.items()}
     torch.save(dict(state_dict=compiled), tmp_path / 'a')
     assert_close(read_state_dict(tmp_path / 'a'), want)
@@ -591,9 +636,9 @@ def server(tmp_path, monkeypatch):
             asked.append(self.path)
 
         def do_GET(self):
-            if 'half' in self.path:  # the connection ends early
+            if 'half' in self.path or 'number' in self.path:  # the connection ends early
                 self.send_response(200)
-                self.send_header('Content-Length', '1000')
+                self.send_header('Content-Length', '1000' if 'half' in self.path else 'abc')
                 self.end_headers()
                 self.wfile.write(b'PK')
             else:
@@ -636,6 +681,10 @@ def test_addresses_that_cannot_be_read_are_a_sentence(server, tmp_path):
             (f'{address}/none.pth', OSError, "none.pth' cannot be fetched: HTTP Error 404"),
             ('http://127.0.0.1:9/none.pth', OSError, "none.pth' cannot be fetched: .*refused"),
             (f'{address}/half.pth', OSError, "half.pth' cannot be fetched: .*incomplete"),
+            (f'{address}/number.pth', OSError, "number.pth' cannot be fetched: invalid"),
+            (f'{address}/a b.pth', OSError, "a b.pth' cannot be fetched"),
+            (address.replace('//', '//me:secret@') + '/none.pth?token=x', OSError,
+             "'http://127[^@]*/none.pth' cannot"),
             (f'{address}/damaged.pth', ValueError, r"damaged.pth' \(the file .*checkpoints"),
             ('file:///none.pth', FileNotFoundError, "file:///none.pth': no such file"),
             ('torchvision://resnet18', ValueError, 'its address must begin with one of')):
