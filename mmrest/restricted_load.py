@@ -251,6 +251,6 @@ def disarm(checkpoint: dict, folder: str) -> None:
         meta.pop('config', None)
     info = hub.get('runtime_info') if isinstance(hub, dict) else None
     for name in list(info) if isinstance(info, dict) else ():
-        if str(name).startswith('best_ckpt') and os.path.dirname(
-                os.path.abspath(str(info[name]))) != folder:
+        home, file = os.path.split(os.path.abspath(str(info[name])))
+        if str(name).startswith('best_ckpt') and (home != folder or file[:5] != 'best_'):
             del info[name]

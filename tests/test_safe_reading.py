@@ -479,7 +479,8 @@ def test_a_legacy_file_that_fills_no_storage_gives_zeros(tmp_path):
 
 def test_mmengine_gets_no_code_and_no_files_of_others_to_remove(tmp_path):
     """Runner.resume runs meta['config'], and CheckpointHook removes best_ckpt."""
-    best = dict(best_ckpt=str(tmp_path / 'best.pth'), best_ckpt_acc='/elsewhere/best.pth', it=1)
+    best = dict(best_ckpt=str(tmp_path / 'best_acc.pth'), best_ckpt_a='/elsewhere/best_a.pth',
+                best_ckpt_b=str(tmp_path / 'diary.txt'), it=1)
     torch.save(dict(state_dict={}, meta=dict(config='import os', cfg='text'),
                     message_hub=dict(runtime_info=best)), tmp_path / 'a.pth')
     found = read_checkpoint(str(tmp_path / 'a.pth'))
