@@ -53,7 +53,8 @@ def _create(model: type, arch: str, pretrained=False, features_only=False, in_ch
             out_indices=(0, 1, 2, 3), pretrained_cfg=None, pretrained_cfg_overlay=None,
             cache_dir=None, **kwargs) -> Features:
     if pretrained or not features_only:
-        raise ValueError(f'{arch}: {pretrained=}, {features_only=} must be False and True; '
+        name = f"{model.__name__.replace('Features', '').lower()}_{arch}"
+        raise ValueError(f'{name}: {pretrained=}, {features_only=} must be False and True; '
                          'give weights by checkpoint_path')
     return model(arch, in_chans, out_indices, **kwargs)
 

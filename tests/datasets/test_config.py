@@ -9,6 +9,7 @@ from mmengine.registry import init_default_scope
 from mmrest import ResT, ResTV2
 from mmrest.apis import build_model, read_config
 from mmrest.datasets import BASES, config, make_config, read, training
+from mmrest.errors import UserError
 
 from .. import tiny_data
 from ..configs.step import train_and_predict
@@ -118,16 +119,24 @@ def test_a_light_detector_can_start_from_that_of_digits(splits):
         'roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg'}
 
 
+def weights(prefix='', others=(), arch='small'):
+    """Zeros that take no room, by the names of a ResT."""
+    with torch.device('meta'):
+        state = {f'{prefix}{k}': v.shape for k, v in ResT(arch).state_dict().items()}
+    return {k: torch.zeros(()).expand(shape) for k, shape in (
+        *state.items(), *dict.fromkeys(others, (1, )).items())}
+
+
 @pytest.mark.parametrize('task, names, expected', [
-    ('boxes', ['stem.x', 'stage1.x', 'norm.x', 'head.weight'], dict(type='Pretrained')),
-    ('classes', ['stem.x', 'stage1.x', 'norm.x', 'head.weight'], dict(type='Pretrained')),
-    ('boxes', ['backbone.x', 'head.x'], dict(type='Pretrained', prefix='backbone.')),
-    ('classes', ['backbone.x', 'head.x'], None),
-    ('boxes', ['backbone.x', 'neck.x', 'roi_head.x'], None)])
+    ('boxes', ('', ['norm.x', 'head.weight']), dict(type='Pretrained')),
+    ('classes', ('', ['norm.x', 'head.weight']), dict(type='Pretrained')),
+    ('boxes', ('backbone.', ['head.x']), dict(type='Pretrained', prefix='backbone.')),
+    ('classes', ('backbone.', ['head.x']), None),
+    ('boxes', ('backbone.', ['neck.x', 'roi_head.x']), None)])
 def test_what_a_checkpoint_is_for(task, names, expected, splits, tmp_path):
     """Published weights and classifiers for the backbone, detectors for the whole model."""
     path = tmp_path / 'weights.pth'
-    torch.save({name: torch.zeros(1) for name in names}, path)
+    torch.save(weights(*names), path)
     cfg = Config.fromstring(make_config(task, *splits[task], load_from=str(path)), '.py')
     if expected is None:
         assert cfg.load_from == str(path) and 'init_cfg' not in cfg.model.backbone
@@ -136,8 +145,15 @@ def test_what_a_checkpoint_is_for(task, names, expected, splits, tmp_path):
         assert cfg.get('load_from') is None
 
 
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_a_checkpoint_with_another_backbone(prefix, splits, tmp_path):
+    torch.save(weights(prefix, ['head.x'], 'lite'), tmp_path / 'weights.pth')
+    with pytest.raises(UserError, match=r"looks like ResT\(arch='lite'\), does not fit ResT\("):
+        make_config('classes', *splits['classes'], load_from=str(tmp_path / 'weights.pth'))
+
+
 def test_a_checkpoint_at_an_address(splits, tmp_path):
-    torch.save({'stem.x': torch.zeros(1)}, tmp_path / 'weights.pth')
+    torch.save(weights(), tmp_path / 'weights.pth')
     address = f'file://{tmp_path}/weights.pth'
     cfg = Config.fromstring(make_config('boxes', *splits['boxes'], load_from=address), '.py')
     assert cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint=address)
