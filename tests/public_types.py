@@ -37,7 +37,7 @@ def wrong() -> None:
     """None of this is."""
     ResT(7)  # type: ignore[arg-type]
     ResT('lite', out_indices='0')  # type: ignore[arg-type]
-    ResT('lite', stems='rest')  # type: ignore[call-arg]
+    ResT('lite', stems='rest')  # type: ignore[arg-type]
     EMSA('64', num_heads=2)  # type: ignore[arg-type]
     EMSA(64)  # type: ignore[call-arg]
     emsa_attention([1], None, None)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@
 Modules and parameters carry the names of the published code, so that its weights fit.
 """
 import re
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, Never, Optional, Sequence, Tuple, Union
 
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -111,7 +111,7 @@ class ResT(BaseModule):
                  backend: Optional[str] = None,
                  norm_in_trunk: bool = False,
                  out_norm: bool = True,
-                 **others):
+                 **others: Never):
         if others:
             raise TypeError(f'ResT has no argument {", ".join(others)}; stem, position, '
                             'attention and img_size are those of ResTAblation')
