@@ -23,11 +23,15 @@ def python(code, cwd=None):
     return subprocess.run([sys.executable, '-c', code], cwd=cwd, capture_output=True, text=True)
 
 
-def test_without_mmengine_it_says_what_to_install():
-    done = python("import sys; sys.modules['mmengine'] = None; import mmrest")
-    assert done.returncode
+@pytest.mark.parametrize('before, words', [
+    ("import sys; sys.modules['mmengine'] = None", 'pip install onedl-mmengine'),
+    ("import torch; torch.__version__ = type(torch.__version__)('2.6.1+cu126')",
+     'mmrest needs torch 2.7 or newer, and this is torch 2.6.1+cu126'),
+])
+def test_what_it_needs_is_said_in_a_sentence(before, words):
+    done = python(f'{before}; import mmrest')
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith('ImportError') and 'pip install onedl-mmengine' in last
+    assert done.returncode and last.startswith('ImportError') and words in last
 
 
 def test_public_names():
