@@ -46,7 +46,7 @@ def convert(kind: str, sources: Sequence[Path], out: Path, val: float = 0.,
         photos, categories = read(sources, notes)
         if not photos:
             where = ', '.join(map(str, sources[:5]))
-            raise UserError('\n'.join([*notes.lines(), f'no photograph with {kind} data: {where}']))
+            raise UserError('\n'.join([*notes.lines(), f'no photograph of {kind} in {where}']))
         own = sorted({part for photo in photos for part in photo.parts} - {'train'})
         if val and own:
             raise UserError(f'the data has its own lists or folders ({", ".join(own)}): leave '

@@ -14,7 +14,6 @@ from .photos import (
     Notes,
     Photo,
     find_photo,
-    number,
     number_classes,
     open_photo,
     outlined,
@@ -106,7 +105,7 @@ def _points(values) -> Optional[List[List[float]]]:
     """The points if they are pairs of finite numbers."""
     pairs = isinstance(values, list) and all(
         isinstance(point, list) and len(point) == 2 and all(
-            isinstance(v, (int, float)) and number(v) is not None for v in point)
+            isinstance(v, (int, float)) and math.isfinite(v) for v in point)
         for point in values)
     return values if pairs else None
 

@@ -41,13 +41,14 @@ def read_voc(sources: Sequence[Path], notes: Notes, from_one: bool = False,
         lists = {}
         for path in walk(source, ['.xml']):
             folder = _annotations(path)
-            if folder not in lists:
-                lists[folder] = _read_lists(folder, notes) if folder else {}
+            if folder not in lists:  # who names single files wants those
+                listed = folder is not None and path != source
+                lists[folder] = _read_lists(folder, notes) if listed else {}
             photo = _read_file(path, folder, notes, from_one)
             if photo is None:
                 continue
             photo.parts = part_by_folder(path, source)
-            if lists[folder] and path != source:
+            if lists[folder]:
                 name = path.relative_to(folder).with_suffix('').as_posix()
                 photo.parts = lists[folder].get(name)
                 if not photo.parts:
