@@ -131,16 +131,11 @@ def _starts(size: int, tile: int, overlap: float) -> Iterable[int]:
 
 def _write_tiles(photo: Path, boxes: Sequence[Box], folder: Path, name: str) -> Iterator[dict]:
     pixels = read_pixels(photo)
-    if pixels is None:
-        raise UserError(f'{photo}: OpenCV cannot read it')
+    if pixels is None or pixels.dtype not in (np.uint8, np.uint16):
+        raise UserError(f'{photo}: OpenCV cannot read it as 8 or 16 bits, which PNG takes')
     for left, top, right, bottom in boxes:
         file_name = f'{name}_{left}_{top}.png'
-        try:
-            done, content = cv2.imencode('.png', pixels[top:bottom, left:right])
-        except cv2.error:
-            done = False
-        if not done:
-            raise UserError(f'{photo}: PNG does not take its pixels ({pixels.dtype})')
+        _, content = cv2.imencode('.png', pixels[top:bottom, left:right])
         write_whole(folder / file_name, content.tobytes())
         yield dict(file_name=file_name, width=right - left, height=bottom - top)
 
