@@ -174,10 +174,10 @@ def _shape(thing: dict, size: Tuple[int, int], photo: Path, notes: Notes):
                   len(given) - len(outlines))
         if outlines:
             return _Outlines(thing, outlines)
-    elif given:
-        counts, (width, height) = given['counts'], size
-        if given['size'] == [height, width] and (
-                isinstance(counts, str) or sum(counts) == width * height):
+    elif isinstance(given, dict):
+        counts, (width, height) = given.get('counts'), size
+        if given.get('size') == [height, width] and (
+                isinstance(counts, str) or sum(counts or [0]) == width * height):
             return _Mask(thing)
         notes.add('masks of another size than their photograph, left out', photo)
     return _Rectangle(thing)

@@ -13,6 +13,7 @@ from pycocotools import mask as mask_utils
 
 from mmrest.datasets import read
 from mmrest.datasets.formats import convert
+from mmrest.datasets.formats.photos import read_size
 from mmrest.errors import UserError
 
 from ..tiny_data import (
@@ -243,6 +244,17 @@ def test_voc_masks(tmp_path):
                   'photographs without a map in SegmentationObject: boxes alone (1): ',
                   'maps that are unreadable, in colours or of another size: boxes alone (2): '):
         assert words in said
+
+
+@pytest.mark.parametrize('ending', ['jpg', 'png', 'webp', 'tif'])
+@pytest.mark.parametrize('orientation', [1, 3, 6])
+def test_sizes_are_those_that_opencv_reads(ending, orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f'a.{ending}'
+    Image.new('RGB', (96, 64)).save(path, exif=exif)
+    read, stored = read_size(path)
+    assert read == cv2.imread(str(path)).shape[1::-1] and stored == (96, 64)
 
 
 def test_unreadable_photographs_are_left_out(voc, tmp_path):
