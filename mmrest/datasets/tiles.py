@@ -10,7 +10,15 @@ from pycocotools import mask as mask_utils
 
 from ..errors import UserError
 from ..files import write_whole
-from .formats.photos import Notes, new_folder, outline_area, outlined, read_pixels, read_size
+from .formats.photos import (
+    Notes,
+    new_folder,
+    outline_area,
+    outlined,
+    read_pixels,
+    read_size,
+    write_coco,
+)
 
 Box = Tuple[float, float, float, float]  # left, top, right, bottom
 KEYPOINTS = 'keypoints', 'num_keypoints'
@@ -40,27 +48,23 @@ def cut(path: Path, tile: int, out: Path, overlap: float = 0.) -> List[str]:
         raise UserError(f'--tile={tile} must be 1 or more')
     if not 0 <= overlap < 1:
         raise UserError(f'--overlap={overlap} must be at least 0 and less than 1')
-    notes = Notes()
+    notes, images, annotations = Notes(), [], []
     content = _read(path)
     objects = _objects_by_image(content, notes)
     photos = _find_photos(path, content['images'])
-    images, annotations = [], []
     with new_folder(out) as folder:
-        for image, photo in zip(content['images'], photos):
-            first = len(images) + 1
+        for number, (image, photo) in enumerate(zip(content['images'], photos)):
             size = image['width'], image['height']
             boxes = list(_grid(*size, tile, overlap))
-            pieces = _cut_objects(objects[image['id']], boxes, size, photo, notes)
-            annotations += [dict(piece, id=i, image_id=first + piece['image_id'])
-                            for i, piece in enumerate(pieces, len(annotations) + 1)]
-            name = f'{len(images):06d}_{photo.stem}'
-            images += [dict(entry, id=i) for i, entry in enumerate(
-                _write_tiles(photo, boxes, folder / 'images', name), first)]
-        content = dict(content, images=images, annotations=annotations)
-        write_whole(folder / path.name, json.dumps(content).encode())
-    crowds = sum(thing['iscrowd'] for thing in annotations)
-    return [*notes.lines(), f'{out / path.name}: {len(images)} images, '
-            f'{len(annotations) - crowds} objects, {crowds} crowds']
+            for piece in _cut_objects(objects[image['id']], boxes, size, photo, notes):
+                piece.update(id=len(annotations) + 1, image_id=piece['image_id'] + len(images))
+                annotations.append(piece)
+            name = f'{number:06d}_{photo.stem}'
+            for entry in _write_tiles(photo, boxes, folder / 'images', name):
+                images.append(dict(entry, id=len(images) + 1))
+        content.update(images=images, annotations=annotations)
+        line = write_coco(folder / path.name, content)
+    return [*notes.lines(), f'{out}/{line}']
 
 
 def _read(path: Path) -> dict:
@@ -142,14 +146,14 @@ def _write_tiles(photo: Path, boxes: Sequence[Box], folder: Path, name: str) -> 
 
 def _cut_objects(things: Sequence[dict], boxes: Sequence[Box], size: Tuple[int, int],
                  photo: Path, notes: Notes) -> Iterator[dict]:
-    """The pieces of objects in tiles; ``image_id`` is the number of the tile, from 0."""
+    """The pieces of objects in tiles; ``image_id`` is the number of the tile, from 1."""
     for thing in things:
         shape = _shape(thing, size, photo, notes)
         rest = {k: v for k, v in thing.items() if k not in ('segmentation', *KEYPOINTS)}
         notes.add('objects with key points, which are left out', photo,
                   KEYPOINTS[0] in thing)
         shares = []
-        for i, box in enumerate(boxes):
+        for i, box in enumerate(boxes, 1):
             piece = shape.inside(box) if _overlap(shape.bounds, box) else None
             if piece and min(piece['bbox'][2:]) >= 1:
                 shares.append(piece['area'] / shape.area)

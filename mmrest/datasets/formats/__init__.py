@@ -1,15 +1,13 @@
 """COCO JSON from other formats. Photographs stay where they are."""
-import json
 import os
 from functools import partial
 from pathlib import Path
 from typing import List, Sequence
 
 from ...errors import UserError
-from ...files import write_whole
 from .divide import divide
 from .labelme import read_labelme
-from .photos import Notes, Photo, new_folder
+from .photos import Notes, Photo, new_folder, write_coco
 from .voc import read_voc
 from .yolo import read_yolo
 
@@ -72,10 +70,7 @@ def _write(path: Path, photos: Sequence[Photo], part: str, categories: List[dict
     if not images:
         return ''
     content = dict(images=images, annotations=annotations, categories=categories)
-    write_whole(path, json.dumps(content, allow_nan=False).encode())
-    crowds = sum(thing['iscrowd'] for thing in annotations)
-    return (f'{path.name}: {len(images)} images, {len(annotations) - crowds} objects, '
-            f'{crowds} crowds')
+    return write_coco(path, content)
 
 
 def _relative(photo: Path, folder: Path) -> str:

@@ -2,7 +2,7 @@
 import hashlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from typing import List, Sequence
+from typing import List, Sequence, Set
 
 from ...errors import UserError
 from .photos import Notes, Photo, read_pixels
@@ -21,39 +21,42 @@ def divide(photos: Sequence[Photo], share: float, categories: Sequence[dict],
     groups = _identical(photos)
     if len(groups) < 2:
         raise UserError('--val needs two photographs that differ')
-    wanted = max(1, round(share * len(photos)))
     classes = [{thing['category_id'] for photo in group for thing in photo.things
                 if not thing['iscrowd']} for group in groups]
-    left = Counter(kind for kinds in classes for kind in kinds)  # groups for training
-    val, size = set(), 0
-
-    def take(i):
-        nonlocal size
-        val.add(i)
-        left.subtract(classes[i])
-        size += len(groups[i])
-
-    def free(i):  # nothing of it is the last one for training
-        return i not in val and len(val) < len(groups) - 1 and all(
-            left[kind] > 1 for kind in classes[i])
-
-    for kind, _ in sorted(left.items(), key=lambda item: item[::-1]):  # the rarest first
-        if not any(kind in classes[i] for i in val):
-            first = next((i for i, kinds in enumerate(classes) if kind in kinds and free(i)),
-                         None)
-            if first is not None:
-                take(first)
-    for i in range(len(groups)):
-        if size < wanted and free(i):
-            take(i)
+    val = _choose(classes, [len(group) for group in groups], max(1, round(share * len(photos))))
     for i, group in enumerate(groups):
         for photo in group:
             photo.parts = {'val' if i in val else 'train'}
-    here = set().union(*(classes[i] for i in val))
+    lacking = set().union(*classes).difference(*(classes[i] for i in val))
     for category in categories:
-        if left[category['id']] > 0 and category['id'] not in here:
+        if category['id'] in lacking:
             notes.add('classes that are in the training alone: they have too few photographs',
                       category['name'])
+
+
+def _choose(classes: Sequence[Set[int]], sizes: Sequence[int], wanted: int) -> Set[int]:
+    """Numbers of the groups for validation, with ``wanted`` photographs or a few more."""
+    left = Counter(kind for kinds in classes for kind in kinds)  # groups for training
+    chosen = set()
+
+    def take(candidates):
+        """Take the first that has not the last objects of a class for training."""
+        for i in candidates:
+            if i not in chosen and len(chosen) < len(classes) - 1 and all(
+                    left[kind] > 1 for kind in classes[i]):
+                chosen.add(i)
+                left.subtract(classes[i])
+                return sizes[i]
+        return 0
+
+    count = 0
+    for kind, _ in sorted(left.items(), key=lambda item: item[::-1]):  # the rarest first
+        if not any(kind in classes[i] for i in chosen):
+            count += take(i for i, kinds in enumerate(classes) if kind in kinds)
+    for i in range(len(classes)):
+        if count < wanted:
+            count += take([i])
+    return chosen
 
 
 def _identical(photos: Sequence[Photo]) -> List[List[Photo]]:

@@ -1,4 +1,5 @@
 """Photographs, the objects on them, and what has to be said about a conversion."""
+import json
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError
+from ...files import write_whole
 
 EXIF_ORIENTATION = 0x0112
 SUFFIXES = '.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm'
@@ -197,6 +199,14 @@ def open_photo(source: Path, path: Optional[Path], said: Sequence, notes: Notes,
                   "files with another size than the photograph's; kept, so that own_data.py "
                   'refuses them', f'{source} ({said[0]}x{said[1]}, not {size[0]}x{size[1]})')
     return Photo(path, said)
+
+
+def write_coco(path: Path, content: dict) -> str:
+    """Write ``content``; returns what is in it, in a line."""
+    write_whole(path, json.dumps(content).encode())
+    crowds = sum(thing['iscrowd'] for thing in content['annotations'])
+    return (f'{path.name}: {len(content["images"])} images, '
+            f'{len(content["annotations"]) - crowds} objects, {crowds} crowds')
 
 
 def number_classes(photos: Sequence[Photo]) -> List[dict]:
