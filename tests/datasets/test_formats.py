@@ -145,11 +145,14 @@ def test_voc_annotations_beside_images(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(voc_xml([CAT]))
     (tmp_path / 'set/annotations/deep/loop').symlink_to(tmp_path / 'set')
+    draw(tmp_path / 'more/b.png', 2)
+    (tmp_path / 'more/b.xml').write_text(voc_xml([CAT]))
+    (tmp_path / 'set/annotations/more').symlink_to(tmp_path / 'more')
     (tmp_path / 'link').symlink_to(tmp_path / 'set')
     lines = convert('voc', [tmp_path / 'link'], tmp_path / 'out')
-    assert lines == [f'{tmp_path}/out/train.json: 1 images, 1 objects, 0 crowds']
-    name = files(tmp_path / 'out')['train']['images'][0]['file_name']
-    assert name == '../set/images/deep/a.png'
+    assert lines == [f'{tmp_path}/out/train.json: 2 images, 2 objects, 0 crowds']
+    names = [i['file_name'] for i in files(tmp_path / 'out')['train']['images']]
+    assert names == ['../set/images/deep/a.png', '../more/b.png']
 
 
 def test_a_linked_folder_for_the_json(tmp_path):
@@ -539,10 +542,9 @@ def test_val_is_by_whole_photographs_the_same_everywhere(tmp_path):
     for i in range(4, 20):
         draw(folder / f'{i}.png', i)
         shutil.copy(folder / '0.json', folder / f'{i}.json')
-    shutil.copy(folder / '0.png', folder / 'copy.png')
-    Image.open(folder / '0.png').save(folder / 'other.bmp')  # the same pixels in another file
-    for name in ('copy', 'other'):
-        shutil.copy(folder / '0.json', folder / f'{name}.json')
+    for i in range(0, 20, 2):  # the same pixels in another file
+        Image.open(folder / f'{i}.png').save(folder / f'twin{i}.bmp')
+        shutil.copy(folder / '0.json', folder / f'twin{i}.json')
     other = shutil.copytree(folder, tmp_path / 'elsewhere/renamed')
     for path in sorted(other.glob('1*')):
         path.rename(other / f'z{path.name}')
@@ -557,7 +559,7 @@ def test_val_is_by_whole_photographs_the_same_everywhere(tmp_path):
         part: set(pictures) for part, pictures in there.items()}
     assert not set(here['train']) & set(here['val'])
     sizes = {part: len(c['images']) for part, c in files(tmp_path / 'a').items()}
-    assert sum(sizes.values()) == 22 and 6 <= sizes['val'] <= 8  # a group of three fits or not
+    assert sum(sizes.values()) == 30 and 8 <= sizes['val'] <= 9  # two may be one too many
 
 
 def test_val_has_each_class_that_can_be_on_both_sides(tmp_path):

@@ -142,14 +142,16 @@ def test_what_is_whole_stays_as_it_is(tmp_path):
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[12:20, 72:80] = 1
     given = [thing([70, 9, 21, 22], segmentation=[outline], area=123.5, score=0.5),
-             thing([71, 11, 10, 10], segmentation=rle(mask))]
+             thing([71, 11, 10, 10], segmentation=rle(mask)), thing([50.1, 0.1, 20.2, 0.7]),
+             thing([50.1, 0.1, 20.2, 1.7])]
     cut(write(tmp_path, *given), 50, tmp_path / 'out')
     pieces = {(x, y): things for x, y, *_, things, _ in tiles_of(tmp_path / 'out') if things}
-    (corner, (first, second)), = pieces.items()
+    (corner, (first, second, third)), = pieces.items()
     assert corner == (50, 0)
     assert first['bbox'] == [20, 9, 21, 22] and first['area'] == 123.5
     assert first['segmentation'] == [[20.125, 10, 40, 12.5, 30, 30]] and first['score'] == 0.5
     assert second['bbox'] == [21, 11, 10, 10] and second['area'] == 64
+    assert third['bbox'][2:] == [20.2, 1.7] != [50.1 + 20.2 - 50.1, 0.1 + 1.7 - 0.1]
     np.testing.assert_array_equal(mask_utils.decode(second['segmentation']),
                                   mask[:50, 50:100])
 
