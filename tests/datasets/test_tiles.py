@@ -136,6 +136,20 @@ def test_outlines_are_cut(outlines, tmp_path):
     assert pieces >= 4
 
 
+def test_cut_outlines_end_at_the_border(tmp_path):
+    """Exactly: a corner that rounding puts outside of its image is a finding elsewhere."""
+    outlines = np.random.default_rng(0).random((50, 6)) * ([WIDTH, HEIGHT] * 3)
+    things = [thing([0, 0, WIDTH, HEIGHT], segmentation=[points]) for points in
+              outlines.tolist()]
+    cut(write(tmp_path, *things), 64, tmp_path / 'out')
+    corners = [np.reshape(part, (-1, 2)) / (width, height)
+               for *_, width, height, found, _ in tiles_of(tmp_path / 'out')
+               for piece in found for part in piece['segmentation']]
+    assert len(corners) > 100
+    low, high = np.concatenate(corners).min(0), np.concatenate(corners).max(0)
+    assert low.tolist() == [0, 0] and high.tolist() == [1, 1]
+
+
 def test_what_is_whole_stays_as_it_is(tmp_path):
     """Numbers of an object that is not cut move by the corner of the tile and nothing else."""
     outline = [70.125, 10, 90, 12.5, 80, 30]
