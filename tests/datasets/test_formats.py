@@ -535,6 +535,22 @@ def test_labelme_path_and_size(labelme, tmp_path):
     assert 'a.json (names c.png)' in said and 'b.json (96x60, not 96x64)' in said
 
 
+# COCO
+
+def test_roboflow_coco_needs_no_conversion(tmp_path):
+    """The JSON beside the photographs, a class 0 without objects, masks as lists of lengths."""
+    draw(tmp_path / 'a.png', 1)
+    thing = dict(id=1, image_id=0, category_id=1, bbox=[2, 4, 3, 10], area=30, iscrowd=0,
+                 segmentation=dict(size=[64, 96], counts=[132, 10, 54, 10, 54, 10, 5874]))
+    (tmp_path / '_annotations.coco.json').write_text(json.dumps(dict(
+        images=[dict(id=0, file_name='a.png', width=96, height=64)], annotations=[thing],
+        categories=[dict(id=0, name='pets', supercategory='none'),
+                    dict(id=1, name='cat', supercategory='pets')])))
+    split = read('masks', tmp_path)
+    assert split.counts == dict(cat=1) and split.classes == ['pets', 'cat']
+    assert [(f.level, f.where) for f in split.findings] == [('W', ['pets'])]
+
+
 # --val
 
 def test_val_is_by_whole_photographs_the_same_everywhere(tmp_path):

@@ -18,7 +18,7 @@ yolo     A data.yaml, its folder, or a folder of photographs with classes.txt. L
 labelme  JSON files beside their photographs. Polygons, rectangles, and circles as outlines;
          parts with one group_id are one object. Points and lines are left out.
 
-Roboflow and CVAT write these, too. Their COCO files need no conversion.
+Roboflow and CVAT write these, too. COCO files need no conversion.
 """
 import argparse
 from pathlib import Path
