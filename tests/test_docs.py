@@ -1,5 +1,6 @@
 """The documentation: its Python and its commands run, its links lead somewhere."""
 import io
+import json
 import os
 import re
 import runpy
@@ -54,7 +55,7 @@ OTHERS = dict(mmrotate=(2, 3, 64, 64), mmpose=(2, 3, 64, 48), mmyolo=(2, 3, 64, 
               mmaction=(2, 3, 3, 64, 64))
 CONFIGS = {f'{page.name} {i}': code for page in PAGES
            for i, code in enumerate(blocks(page, 'python'))
-           if code.startswith('_base_') and page.name != 'trees.md'}
+           if code.startswith('_base_')}
 
 
 @pytest.mark.parametrize('code', CONFIGS.values(), ids=CONFIGS)
@@ -230,6 +231,11 @@ def own_data(tmp_path_factory):
         tiny_data.write_classes(folder / 'photos' / name, seed)
         tiny_data.write_segments(folder / 'scenes' / name, seed)
     torch.save(golden.draw_weights('small'), folder / 'rest_small.pth')
+    tiny_data.write_voc(folder / 'VOC2007')
+    tiny_data.write_yolo(folder / 'signs')
+    tiny_data.write_labelme(folder / 'leaves')
+    for command in own_data_commands('tools/dataset_converters/'):
+        run_script(command, folder)
     run_script(own_data_commands('--out pets.py')[0], folder)
     config = (folder / 'pets.py').read_text()
     assert 'max_iters = 3000' in config
@@ -260,6 +266,17 @@ def test_own_data_from_check_to_pictures(own_data):
     assert (own_data / 'photos.py').exists() and (own_data / 'scenes.py').exists()
 
 
+def test_other_formats_and_tiles(own_data):
+    """The fixture has run the commands, and the test above those that check what came."""
+    written = {str(path.relative_to(own_data)): len(json.loads(path.read_text())['images'])
+               for name in ('cars', 'signs_coco', 'leaves_coco', 'tiles')
+               for path in (own_data / name).glob('*.json')}
+    assert written == {
+        'cars/train.json': 2, 'cars/val.json': 1, 'cars/test.json': 1,
+        'signs_coco/train.json': 3, 'signs_coco/val.json': 1,
+        'leaves_coco/train.json': 3, 'leaves_coco/val.json': 1, 'tiles/train.json': 2}
+
+
 @pytest.mark.slow
 def test_own_data_by_the_scripts_of_others(own_data):
     for command in own_data_commands('train mmrest') + own_data_commands('.mim/tools'):
@@ -275,18 +292,6 @@ def test_curves_elsewhere(package, own_data, monkeypatch):
     written = [str(path) for path in own_data.rglob('*')]
     assert any(dict(tensorboard='tfevents', wandb='.wandb', mlflow='mlflow.db')[package] in path
                for path in written)
-
-
-def test_trees_with_another_backbone(own_data, monkeypatch):
-    """The tutorial's config, on pets; without the weights that it starts from."""
-    code, = blocks(DOCS / 'trees.md', 'python')
-    (own_data / 'trees.py').write_text((own_data / 'pets.py').read_text())
-    (own_data / 'trees_resnet18.py').write_text(code)
-    cfg = Config.fromfile(own_data / 'trees_resnet18.py')
-    assert cfg.model.backbone.type == 'ResNet'
-    assert cfg.load_from == 'work_dirs/resnet18_fpn_digits/iter_900.pth'
-    init_default_scope('mmdet')
-    train_and_predict(build_model(cfg), 'mmdet', 64)
 
 
 @lru_cache
@@ -308,8 +313,9 @@ HELP = {
     'python tools/train.py': lambda: help_of('tools/train.py'),
     'python tools/infer.py': lambda: help_of('tools/infer.py'),
     'python tools/own_data.py': lambda: help_of('tools/own_data.py'),
-    'python tools/dataset_converters/voc_to_coco.py':
-        lambda: help_of('tools/dataset_converters/voc_to_coco.py'),
+    **{f'python tools/dataset_converters/{name}.py':
+       lambda name=name: help_of(f'tools/dataset_converters/{name}.py')
+       for name in ('to_coco', 'tile_coco')},
     'python tools/test.py': lambda: help_of('tools/test.py'),
 }
 

@@ -71,6 +71,62 @@ def write_segments(folder, seed=0):
     return folder
 
 
+def voc_xml(things, filename='', size=None, more=''):
+    """Pascal VOC's XML of (class, xmin, ymin, xmax, ymax)."""
+    objects = ''.join(
+        f'<object><name>{name}</name><bndbox>' + ''.join(
+            f'<{side}>{value}</{side}>' for side, value in zip(
+                ('xmin', 'ymin', 'xmax', 'ymax'), corners)) + '</bndbox></object>'
+        for name, *corners in things)
+    size = f'<size><width>{size[0]}</width><height>{size[1]}</height></size>' if size else ''
+    return (f'<annotation><filename>{filename}</filename>{size}{objects}{more}</annotation>')
+
+
+def write_voc(folder):
+    """Two photographs to train, one to validate and one to test, with VOC's lists."""
+    for name in ('Annotations', 'ImageSets/Main'):
+        (folder / name).mkdir(parents=True)
+    for i, part in enumerate(('train', 'train', 'val', 'test')):
+        draw(folder / f'JPEGImages/{i}.jpg', i)
+        (folder / f'Annotations/{i}.xml').write_text(voc_xml(
+            [('cat', 8, 10, 32, 40), ('dog', 50, 10, 74, 40)], f'{i}.jpg', (96, 64)))
+        with open(folder / f'ImageSets/Main/{part}.txt', 'a') as file:
+            file.write(f'{i}\n')
+    return folder
+
+
+def write_yolo(folder):
+    """Three photographs to train and one to validate, of 96 x 64 pixels, and data.yaml."""
+    for i, part in enumerate(('train', 'train', 'train', 'val')):
+        draw(folder / f'images/{part}/{i}.png', i)
+        labels = folder / f'labels/{part}/{i}.txt'
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        labels.write_text('0 0.25 0.5 0.25 0.5\n1 0.5 0.25 0.75 0.25 0.75 0.75\n')
+    (folder / 'data.yaml').write_text(
+        'train: images/train\nval: images/val\nnames: [cat, dog]\n')
+    return folder
+
+
+def shape(label, points, kind='polygon', group=None):
+    """A shape of LabelMe."""
+    return dict(label=label, points=points, shape_type=kind, group_id=group, flags={})
+
+
+def labelme_json(shapes, **others):
+    return json.dumps(dict(version='5.5.0', flags={}, shapes=shapes, imagePath=None,
+                           imageData=None, imageWidth=96, imageHeight=64) | others)
+
+
+def write_labelme(folder):
+    """Four photographs of 96 x 64 pixels, with a JSON file beside each."""
+    for i in range(4):
+        draw(folder / f'{i}.png', i)
+        (folder / f'{i}.json').write_text(labelme_json(
+            [shape('cat', [[8.5, 10], [32, 10], [20, 40.25]]),
+             shape('dog', [[50, 10], [74, 40]], 'rectangle')], imagePath=f'{i}.png'))
+    return folder
+
+
 WRITE = dict(boxes=write_coco, masks=write_coco, classes=write_classes, segments=write_segments)
 
 # A ResT of two stages; DropPath draws random numbers in every block but the first.
