@@ -14,7 +14,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterator, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, UnidentifiedImageError
@@ -28,6 +28,7 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}  # by EXIF's orientation
 Files = Dict[str, bytes]  # contents by the path in the output folder
+FilesOf = Iterator[Tuple[Union[str, Path], Union[Files, Exception]]]  # of each image
 
 
 class Model:
@@ -202,15 +203,15 @@ def decode(run_lengths: dict) -> np.ndarray:
 
 def draw(image: Image.Image, found: dict, score_thr: float) -> Image.Image:
     """A picture of what :class:`Model` found."""
-    pixels = np.asarray(image).astype(np.float32)
+    pixels = np.array(image)
     if 'bboxes' not in found and 'labels' in found:
-        colors = np.array([(0, 0, 0), *(color(i) for i in range(found['labels'].max()))])
-        return Image.fromarray((0.5 * pixels + 0.5 * colors[found['labels']]).astype(np.uint8))
+        colors = [(0, 0, 0), *(color(i) for i in range(found['labels'].max()))]
+        return Image.fromarray(pixels // 2 + np.array(colors, np.uint8)[found['labels']] // 2)
     drawn = [i for i, score in enumerate(found.get('scores', ())) if score >= score_thr]
     for i in drawn if 'masks' in found else ():
         mask = decode(found['masks'][i])
-        pixels[mask] = 0.5 * pixels[mask] + 0.5 * np.array(color(found['labels'][i]))
-    image = Image.fromarray(pixels.astype(np.uint8))
+        pixels[mask] = pixels[mask] // 2 + np.array(color(found['labels'][i]), np.uint8) // 2
+    image = Image.fromarray(pixels)
     pen = ImageDraw.Draw(image)
     if 'pred_class' in found:
         write(pen, (0, 0), found['pred_class'], found['pred_score'], color(0))
@@ -253,17 +254,18 @@ def read(path: Path) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """OpenCV's colours of what Pillow decoded: alpha is dropped, 16 bits are cut to 8."""
-    pixels = np.asarray(image).astype(np.int32)
     if image.mode.startswith('I;16') or (image.mode, image.format) == ('I', 'PNG'):
-        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert('RGB')
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
     if image.mode[0] in 'IF':
         raise ValueError(f'mode {image.mode}, with more than 16 bits or a sign')
     if image.mode == 'CMYK' and image.format != 'TIFF':  # as Adobe stores it, upside down
+        pixels = np.asarray(image).astype(np.int32)
         black = 255 - pixels[..., 3:]
         return Image.fromarray((black - (pixels[..., :3] * black >> 8)).astype(np.uint8))
     if image.mode == 'RGBA' and image.format == 'TIFF' and image.tag_v2[258][0] == 8:
-        colors, alpha = pixels[..., :3], pixels[..., 3:]
-        return Image.fromarray(((colors * alpha + 127) // 255).astype(np.uint8))
+        pixels = np.asarray(image).astype(np.int32)
+        return Image.fromarray(
+            ((pixels[..., :3] * pixels[..., 3:] + 127) // 255).astype(np.uint8))
     image.info.pop('transparency', None)  # about which Pillow warns
     return image.convert('RGB')
 
@@ -342,13 +344,13 @@ def find_images(inputs: Sequence[Path]) -> Dict[str, Path]:
     return {Path(path).relative_to(root).as_posix(): given for path, given in unique.items()}
 
 
-def say_if_large(path: Path, width: int, height: int) -> None:
+def say_if_large(path: Union[str, Path], width: int, height: int) -> None:
     if width * height > LARGE:
         print(f'{path} is large, {width} x {height} pixels: it takes its time and memory',
               file=sys.stderr)
 
 
-def write_all(results: Iterable[Tuple[Path, Union[Files, Exception]]], total: int, out: Path,
+def write_all(results: FilesOf, total: int, out: Path,
               write: Callable[[Path, bytes], object]) -> None:
     """Write the files of each image, and end with the images that have none, and why.
 
@@ -362,7 +364,7 @@ def write_all(results: Iterable[Tuple[Path, Union[Files, Exception]]], total: in
             continue
         for name, content in files.items():
             write(out / name, content)
-    first = next(iter(errors.values()), None)
+    first = next(iter(errors.values()), OSError())
     if len(errors) == total and not isinstance(first, OSError):
         raise first
     print(f'{out}/pictures, {out}/predictions')
@@ -381,7 +383,7 @@ def main() -> None:
     images = find_images(args.images)
     model = load(args.model)
 
-    def results() -> Iterator[Tuple[Path, Union[Files, Exception]]]:
+    def results() -> FilesOf:
         for name, path in images.items():
             try:
                 yield path, run(model, path, name, args.score_thr)
