@@ -7,6 +7,7 @@
 Detectors draw boxes and masks, segmenters class maps, classifiers their best class. OUT_DIR
 gets pictures/NAME and predictions/NAME.json, and from segmenters predictions/NAME.png with the
 class of each pixel, too. A film gives pictures/NAME.mp4 and predictions/NAME/FRAME.json.
+Of two images with one name, NAME has the folders in it.
 """
 import json
 from collections import deque
@@ -136,7 +137,7 @@ def load(model, path: str) -> Loaded:
     """
     first, *others = model.pipeline.transforms
     loader = getattr(first, 'from_file', first)
-    loader.backend_args = loader.file_client_args = None  # they tell where training's data are
+    loader.backend_args = loader.file_client_args = None  # of the storage of training's data
     try:
         loaded = first(dict(img_path=path))
     except Exception as error:  # of any image library
@@ -269,14 +270,15 @@ def main() -> None:
     parser.add_argument('input', type=Path, nargs='+',
                         help='images, and folders of images; or one film')
     parser.add_argument('--device', default=get_device(), help='default: a GPU if there is one')
-    parser.add_argument('--batch-size', type=positive, default=4,
-                        help='how many images of one size the model gets at once; default: 4')
+    parser.add_argument('--batch-size', type=positive, default=8,
+                        help='how many images of one size the model gets at once; default: 8')
     parser.add_argument('--workers', type=positive, default=2,
                         help='threads that load images ahead; default: 2')
     args = parser.parse_args()
     Image.MAX_IMAGE_PIXELS = None  # a guard against attacks, which one's own images are not
-    film = len(args.input) == 1 and args.input[0].suffix.lower() in FILMS
-    images = {} if film and args.input[0].is_file() else run_onnx.find_images(args.input)
+    first, *more = args.input
+    is_film = first.suffix.lower() in FILMS and first.is_file() and not more
+    images = {} if is_film else run_onnx.find_images(args.input)
     package = package_of(Config.fromfile(args.config))
     if package not in MODELS:
         raise UserError(f'{args.config} is for {package}; this script knows the inferencers '
@@ -289,9 +291,9 @@ def main() -> None:
         names = {str(path): name for name, path in images.items()}
         results, total = image_files(names, infer(model, names, *options)), len(images)
     else:
-        film = VideoReader(str(args.input[0]))
+        film = VideoReader(str(first))
         results, total = frame_files(
-            args.input[0], film.fps or 25, args.out_dir / f'pictures/{args.input[0].stem}.mp4',
+            first, film.fps or 25, args.out_dir / f'pictures/{first.stem}.mp4',
             infer(model, keep_frames(film), *options)), len(film)
     run_onnx.write_all(track_iter_progress((results, total)), total, args.out_dir, write_whole)
 

@@ -5,7 +5,8 @@
 The model is a file of tools/deployment/export_onnx.py. Detectors draw boxes and masks,
 segmenters class maps, classifiers write their best class on the picture. OUT_DIR gets
 pictures/NAME and predictions/NAME.json, and from segmenters predictions/NAME.png with the class
-of each pixel. Images are decoded and resized as OpenCV, and so mm, does it.
+of each pixel. Of two images with one name, NAME has the folders in it. Images are decoded and
+resized as OpenCV, and so mm, does it.
 """
 import argparse
 import io
