@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from mmpretrain.datasets.transforms import CenterCrop, ResizeEdge
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from .conftest import ROOT
+from .conftest import ROOT, run_main
 
 onnx = pytest.importorskip('onnx')
 helper = pytest.importorskip('onnx.helper')
@@ -38,15 +39,7 @@ def tool(monkeypatch):
 def run(tool, monkeypatch, tmp_path):
     """A function that runs the script in ``tmp_path``; returns the JSON, by path."""
 
-    def run(*args):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, 'argv', ['run_onnx.py', *map(str, args)])
-        tool.main()
-        found = tmp_path / 'outputs/predictions'
-        return {path.relative_to(found).as_posix(): json.loads(path.read_text())
-                for path in found.rglob('*.json')}
-
-    return run
+    return partial(run_main, tool, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope='module')
@@ -189,6 +182,9 @@ def test_nothing_to_do_is_one_sentence(run, bright, tmp_path):
         with pytest.raises(SystemExit, match=words):
             run(*args)
     assert not (tmp_path / 'outputs').exists()
+    (tmp_path / 'outputs').write_text('no folder')
+    with pytest.raises(SystemExit, match='^--out-dir outputs: .*Not a directory'):
+        run(bright, 'x.png')
 
 
 def test_large_images_are_taken_and_said(run, tool, bright, tmp_path, monkeypatch, capsys):

@@ -395,7 +395,10 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
-    write_all(results(), len(images), args.out_dir, write)
+    try:
+        write_all(results(), len(images), args.out_dir, write)
+    except OSError as error:  # of writing
+        raise SystemExit(f'--out-dir {args.out_dir}: {error}') from error
 
 
 if __name__ == '__main__':
