@@ -80,12 +80,9 @@ def read(path):
     return image
 
 
-def test_detector_on_a_folder(folder):
-    def run(source, *options):
-        return call(ROOT / 'tools/infer.py', ROOT / CONFIGS['mmdet'], folder / 'mmdet.pth',
-                    source, *options, cwd=folder)
-
-    done = run('images', '--out-dir', 'boxes', '--score-thr', '0.1')
+def test_detector_on_a_folder(folder, run, tmp_path):
+    done = call(ROOT / 'tools/infer.py', ROOT / CONFIGS['mmdet'], folder / 'mmdet.pth',
+                'images', '--out-dir', 'boxes', '--score-thr', '0.1', cwd=folder)
     assert done.returncode == 0, done.stderr
     assert '] 2/2' in done.stdout
     assert sorted(p.name for p in (folder / 'boxes/pictures').iterdir()) == ['0.png', '1.png']
@@ -100,9 +97,9 @@ def test_detector_on_a_folder(folder):
     # Channel order: a picture without boxes equals its image. It has one colour, because older
     # visualizers draw on matplotlib's canvas, which may shift a picture by a pixel.
     plain[:] = 10, 200, 90
-    cv2.imwrite(str(folder / 'plain.png'), plain)
-    run('plain.png', '--out-dir', 'none', '--score-thr', '1.1')
-    np.testing.assert_array_equal(read(folder / 'none/pictures/plain.png'), plain)
+    cv2.imwrite(str(tmp_path / 'plain.png'), plain)
+    run('mmdet', 'plain.png', '--score-thr', '1.1')
+    np.testing.assert_array_equal(read(tmp_path / 'outputs/pictures/plain.png'), plain)
 
 
 def test_one_image_is_not_the_end_and_two_of_one_name_are_apart(folder, run, tmp_path):
