@@ -1,4 +1,5 @@
 """Four small images as COCO, and calls of scripts on them."""
+import json
 import os
 import subprocess
 import sys
@@ -34,3 +35,18 @@ def coco(tmp_path_factory):
 def call(script, *args, cwd):
     return subprocess.run([sys.executable, str(script), *map(str, args)], cwd=cwd, text=True,
                           capture_output=True, env=dict(os.environ, OMP_NUM_THREADS='2'))
+
+
+def run_main(tool, folder, monkeypatch, *args):
+    """Run a script's ``main`` in a folder; returns the JSON in its outputs, by path."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'argv', [tool.__name__, *map(str, args)])
+    tool.main()
+    return predictions(folder)
+
+
+def predictions(folder):
+    """The JSON that infer.py or run_onnx.py wrote, by path."""
+    found = folder / 'outputs/predictions'
+    return {path.relative_to(found).as_posix(): json.loads(path.read_text())
+            for path in found.rglob('*.json')}

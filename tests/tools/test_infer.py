@@ -1,18 +1,19 @@
 """tools/infer.py: pictures and JSON of images, folders and films, for each task."""
 import importlib
 import json
-import sys
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv import VideoReader
+from mmengine.runner import CheckpointLoader
 from PIL import Image
 from pycocotools import mask as mask_utils
 
 from mmrest.apis import build_model, read_config
 
-from .conftest import ROOT, call
+from .conftest import ROOT, call, predictions, run_main
 
 CONFIGS = dict(
     mmdet='configs/mask_rcnn/rest_lite_fpn_digits.py',
@@ -54,14 +55,23 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def tool(monkeypatch):
-    """The script as a module."""
+    """The script as a module. What it changes in others is undone."""
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
     return importlib.import_module('infer')
 
 
-def run(folder, scope, source, *options):
-    return call(ROOT / 'tools/infer.py', ROOT / CONFIGS[scope], folder / f'{scope}.pth',
-                source, *options, cwd=folder)
+@pytest.fixture
+def run(folder, tool, monkeypatch, tmp_path):
+    """A function that runs the script in ``tmp_path``; returns the JSON, by path."""
+
+    def run(scope, *args, config=None, weights=None):
+        read_config(str(ROOT / CONFIGS[scope]))  # another test may have set another scope
+        return run_main(tool, tmp_path, monkeypatch, config or ROOT / CONFIGS[scope],
+                        weights or folder / f'{scope}.pth', *args)
+
+    return run
 
 
 def read(path):
@@ -70,8 +80,9 @@ def read(path):
     return image
 
 
-def test_detector_on_a_folder(folder):
-    done = run(folder, 'mmdet', 'images', '--out-dir', 'boxes', '--score-thr', '0.1')
+def test_detector_on_a_folder(folder, run, tmp_path):
+    done = call(ROOT / 'tools/infer.py', ROOT / CONFIGS['mmdet'], folder / 'mmdet.pth',
+                'images', '--out-dir', 'boxes', '--score-thr', '0.1', cwd=folder)
     assert done.returncode == 0, done.stderr
     assert '] 2/2' in done.stdout
     assert sorted(p.name for p in (folder / 'boxes/pictures').iterdir()) == ['0.png', '1.png']
@@ -86,49 +97,45 @@ def test_detector_on_a_folder(folder):
     # Channel order: a picture without boxes equals its image. It has one colour, because older
     # visualizers draw on matplotlib's canvas, which may shift a picture by a pixel.
     plain[:] = 10, 200, 90
-    cv2.imwrite(str(folder / 'plain.png'), plain)
-    run(folder, 'mmdet', 'plain.png', '--out-dir', 'none', '--score-thr', '1.1')
-    np.testing.assert_array_equal(read(folder / 'none/pictures/plain.png'), plain)
+    cv2.imwrite(str(tmp_path / 'plain.png'), plain)
+    run('mmdet', 'plain.png', '--score-thr', '1.1')
+    np.testing.assert_array_equal(read(tmp_path / 'outputs/pictures/plain.png'), plain)
 
 
-def test_broken_images_are_named_and_the_others_done(folder):
-    (folder / 'some').mkdir()
-    (folder / 'some/a.jpg').write_bytes(b'no image')
-    cv2.imwrite(str(folder / 'some/b.png'), np.zeros((40, 50, 3), np.uint8))
-    done = run(folder, 'mmpretrain', 'some', '--out-dir', 'some_out')
-    assert done.returncode == 1
-    assert '1 of 2 images cannot be read: some/a.jpg' in done.stderr
-    assert [p.name for p in (folder / 'some_out/pictures').iterdir()] == ['b.png']
+def test_one_image_is_not_the_end_and_two_of_one_name_are_apart(folder, run, tmp_path):
+    """One is no image, one would be 90000 pixels wide if its short side were 224."""
+    for name in ('one', 'two'):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / 'd.png'), read(folder / 'images/0.png'))
+    (tmp_path / 'one/a.jpg').write_bytes(b'no image')
+    cv2.imwrite(str(tmp_path / 'one/b.jpg'), np.zeros((10, 4000, 3), np.uint8))
+    with pytest.raises(SystemExit, match='^1 of 4 images cannot be read: one/a.jpg .*failed'):
+        run('mmpretrain', 'one', 'two')
+    assert sorted(predictions(tmp_path)) == [
+        'one/b.jpg.json', 'one/d.png.json', 'two/d.png.json']
+    assert read(tmp_path / 'outputs/pictures/one/b.jpg').shape[1] <= 4096
 
 
-def test_classifier_agrees_with_its_logits(folder):
-    done = run(folder, 'mmpretrain', 'images/1.png', '--out-dir', 'class')
-    assert done.returncode == 0, done.stderr
-    found = json.loads((folder / 'class/predictions/1.png.json').read_text())
-    cfg = read_config(str(ROOT / CONFIGS['mmpretrain']))
-    cfg.model.backbone.pop('init_cfg', None)
-    model = build_model(cfg, folder / 'mmpretrain.pth')
-    from mmrest.apis import read_image
-    _, inputs = read_image(cfg, model, str(folder / 'images/1.png'))
-    with torch.no_grad():
-        scores = model(inputs, mode='tensor')[0].softmax(0)
-    torch.testing.assert_close(torch.tensor(found['pred_scores']), scores, rtol=1e-4, atol=1e-6)
-    assert found['pred_class'] == str(int(scores.argmax()))
-
-
-def test_segmenter_on_a_film(folder):
-    done = run(folder, 'mmseg', 'film.avi', '--out-dir', 'film')
-    assert done.returncode == 0, done.stderr
-    film = cv2.VideoCapture(str(folder / 'film/pictures/film.mp4'))
+def test_segmenter_on_a_film(folder, run, tmp_path, monkeypatch):
+    """In memory, with what is found in its frames as images of their own."""
+    for i, frame in enumerate(VideoReader(str(folder / 'film.avi'))):
+        cv2.imwrite(str(tmp_path / f'{i:06}.png'), frame)
+    images = run('mmseg', *sorted(tmp_path.glob('*.png')))
+    maps = {path.name.replace('.png', ''): read(path)
+            for path in (tmp_path / 'outputs/predictions').glob('*.png.png')}
+    monkeypatch.setattr(cv2, 'imwrite', None)
+    found = run('mmseg', folder / 'film.avi', '--batch-size', '2')
+    film = cv2.VideoCapture(str(tmp_path / 'outputs/pictures/film.mp4'))
     assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and film.get(cv2.CAP_PROP_FPS) == 5
-    for i in range(3):
-        path = folder / f'film/predictions/film.avi/{i:06}.json'
-        shares = json.loads(path.read_text())['shares']
-        labels = read(path.with_suffix('.png'))[..., 0]
-        assert labels.shape == (96, 128)
-        assert sum(shares.values()) == pytest.approx(1)
-        for name, share in shares.items():
-            label = 0 if name == 'background' else int(name) + 1
+    assert len(maps) == 3
+    for name, labels in maps.items():
+        shares = found[f'film.avi/{name}.json']['shares']
+        assert shares == pytest.approx(images[f'{name}.png.json']['shares'], abs=1e-3)
+        assert labels.shape == (96, 128, 3) and sum(shares.values()) == pytest.approx(1)
+        same = read(tmp_path / f'outputs/predictions/film.avi/{name}.png') == labels
+        assert same.mean() > 0.999
+        for kind, share in images[f'{name}.png.json']['shares'].items():
+            label = 0 if kind == 'background' else int(kind) + 1
             assert (labels == label).mean() == pytest.approx(share)
 
 
@@ -166,18 +173,17 @@ def detector(folder):
     ('turned.jpg', dict(color_type='unchanged')),
     ('turned.jpg', dict(color_type='color', imdecode_backend='pillow')),
 ])
-def test_images_are_loaded_as_the_config_says(name, step, detector, files, tool, tmp_path):
+def test_images_are_loaded_as_the_config_says(name, step, detector, files, tool):
     """Scores and boxes are those of mm's inferencer, given the path; the picture fits them."""
     cfg = read_config(str(ROOT / CONFIGS['mmdet']))
     cfg.test_dataloader.dataset.pipeline[0].update(step)
     detector.pipeline = detector.inferencer.pipeline = detector.inferencer._init_pipeline(cfg)
-    want, = detector.inferencer(str(files / name))['predictions']
-    assert not tool.run_images(detector, [files / name], tmp_path)
-    found = json.loads((tmp_path / f'predictions/{name}.json').read_text())
+    path = str(files / name)
+    want, = detector.inferencer(path)['predictions']
+    (_, (picture, found, _)), = tool.infer(detector, [path], 1, 1)
     assert len(want['scores']) > 0
     assert found['scores'] == want['scores'] and found['bboxes'] == want['bboxes']
-    height, width = found['masks'][0]['size']
-    assert read(tmp_path / 'pictures' / name).shape == (height, width, 3)
+    assert picture.shape == (*found['masks'][0]['size'], 3)
 
 
 def test_classifiers_load_images_as_the_config_says(folder, tool, tmp_path):
@@ -192,55 +198,87 @@ test_dataloader = dict(dataset=dict(pipeline=[
     cv2.imwrite(str(image), pixels)
     read_config(str(config))  # another test may have set another scope
     model = tool.Classifier(str(config), str(folder / 'mmpretrain.pth'), 'cpu', 0.3)
-    _, found, _ = tool.predict(model, tool.load(model, image))
+    (_, (_, found, _)), = tool.infer(model, [str(image)], 1, 1)
     inputs = (torch.from_numpy(pixels[..., ::-1].astype(np.float32)) - 30000) / 15000
     with torch.no_grad():
         scores = model.inferencer.model(inputs.permute(2, 0, 1)[None], mode='tensor').softmax(1)
     torch.testing.assert_close(torch.tensor(found['pred_scores']), scores[0])
+    assert found['pred_class'] == str(int(scores.argmax()))
 
 
-def test_more_than_256_classes(folder, tool, tmp_path):
-    config = tmp_path / 'config.py'
-    config.write_text(f"""
-_base_ = '{ROOT / CONFIGS['mmseg']}'
-model = dict(decode_head=dict(num_classes=300))
-""")
-    state = torch.load(folder / 'mmseg.pth')['state_dict']
+def test_batches_have_images_of_one_size(detector, tool, tmp_path, monkeypatch):
+    """Each finds what it finds alone. A batch that fails is done one by one."""
+    paths = [str(tmp_path / f'{i}.png') for i in range(8)]
+    rng = np.random.default_rng(0)
+    for i, path in enumerate(paths):
+        shape = (96, 128, 3) if i % 3 else (80, 70, 3)
+        cv2.imwrite(path, rng.integers(0, 256, shape, np.uint8))
+    (tmp_path / '4.png').write_bytes(b'no image')
+    cfg = read_config(str(ROOT / CONFIGS['mmdet']))
+    cfg.test_dataloader.dataset.pipeline[2].keep_ratio = True
+    monkeypatch.setattr(detector, 'pipeline', detector.inferencer._init_pipeline(cfg))
+    batches, forward = [], detector.inferencer.forward
+
+    def count(data):
+        batches.append(len(data['inputs']))
+        if batches[-1] == 3 and data['inputs'][0].shape[-1] == 112:
+            raise RuntimeError('out of memory')
+        return forward(data)
+
+    monkeypatch.setattr(detector.inferencer, 'forward', count)
+    found = dict(tool.infer(detector, paths, 3, 2))
+    assert batches == [3, 3, 1, 1, 1, 1] and sorted(found) == paths
+    batches.clear()
+    monkeypatch.setattr(tool, 'HELD', 0)
+    alone = dict(tool.infer(detector, paths, 3, 2))
+    assert batches == [1] * 7
+    for path in paths:
+        if path.endswith('4.png'):
+            assert isinstance(found[path], OSError) and isinstance(alone[path], OSError)
+        else:
+            assert len(found[path][1]['scores']) > 0
+            assert found[path][1]['scores'] == pytest.approx(alone[path][1]['scores'], abs=1e-4)
+
+
+def test_more_than_256_classes_or_one_output(folder, run, tmp_path):
     last = 'decode_head.conv_seg.'
-    state[f'{last}weight'] = torch.zeros(300, *state[f'{last}weight'].shape[1:])
-    state[f'{last}bias'] = torch.eye(300)[299]  # every pixel is of class 299
-    meta = dict(classes=[f'c{i}' for i in range(300)], palette=[[i // 2, 7, 9]
-                                                                for i in range(300)])
-    torch.save(dict(meta=dict(dataset_meta=meta), state_dict=state), tmp_path / 'mmseg.pth')
-    model = tool.Segmenter(str(config), str(tmp_path / 'mmseg.pth'), 'cpu', 0.3)
-    tool.run_images(model, [folder / 'images/0.png'], tmp_path)
-    found = tmp_path / 'predictions/0.png'
-    assert json.loads(found.with_suffix('.png.json').read_text()) == dict(shares=dict(c299=1.))
-    labels = cv2.imread(str(found.with_suffix('.png.png')), cv2.IMREAD_UNCHANGED)
-    assert labels.dtype == np.uint16 and (labels == 299).all()
+    state = torch.load(folder / 'mmseg.pth')['state_dict']
+    for count, outputs in ((300, 300), (2, 1)):
+        config = tmp_path / 'config.py'
+        config.write_text(f"""
+_base_ = '{ROOT / CONFIGS['mmseg']}'
+model = dict(decode_head=dict(num_classes={count}, out_channels={outputs}, threshold=0.5))
+""")
+        state[f'{last}weight'] = torch.zeros(outputs, *state[f'{last}weight'].shape[1:])
+        state[f'{last}bias'] = torch.eye(outputs)[-1]  # every pixel is of the last class
+        meta = dict(classes=[f'c{i}' for i in range(count)], palette=[
+            [i // 2, 7, 9] for i in range(count)])
+        torch.save(dict(meta=dict(dataset_meta=meta), state_dict=state), tmp_path / 'x.pth')
+        found = run('mmseg', folder / 'images/0.png', config=config, weights=tmp_path / 'x.pth')
+        assert found == {'0.png.json': dict(shares={f'c{count - 1}': 1.})}
+        labels = cv2.imread(
+            str(tmp_path / 'outputs/predictions/0.png.png'), cv2.IMREAD_UNCHANGED)
+        assert labels.dtype == (np.uint16 if count > 256 else np.uint8)
+        assert (labels == count - 1).all()
 
 
-def test_wrong_input_is_one_sentence(folder, tool, tmp_path, monkeypatch):
-    config, weights = ROOT / CONFIGS['mmdet'], folder / 'mmdet.pth'
-    monkeypatch.chdir(folder)
+def test_wrong_input_is_one_sentence(folder, run, tmp_path):
     (tmp_path / 'pose.py').write_text("default_scope = 'mmpose'\nmodel = dict(type='x')")
     (tmp_path / 'empty').mkdir()
-    for args, words in (
-        ([tmp_path / 'pose.py', weights, 'images'], 'is for mmpose; this script knows'),
-        (['no.py', weights, 'images'], 'no.py'),
-        ([config, weights, 'nowhere'], "input='nowhere': no such file or folder"),
-        ([config, weights, 'images/notes.txt'], "input='images/notes.txt' must be a folder"),
-        ([config, weights, tmp_path / 'empty'], 'has no image in it'),
-    ):
-        monkeypatch.setattr(sys, 'argv', ['infer.py', *map(str, args)])
-        with pytest.raises(SystemExit, match=words):
-            tool.main()
-    done = call(ROOT / 'tools/infer.py', config, 'no.pth', 'images', cwd=folder)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "checkpoint='no.pth': no such file"
-
-
-def test_a_film_without_frames(folder, tool, tmp_path):
     (tmp_path / 'film.mp4').write_bytes(b'no film')
-    with pytest.raises(ValueError, match='has no frame that can be read'):
-        tool.run_film(None, tmp_path / 'film.mp4', tmp_path)
+    (tmp_path / 'notes.txt').write_bytes(b'no image')
+    image = folder / 'images/0.png'
+    for args, options, words in (
+        ([image], dict(config='pose.py'), 'is for mmpose; this script knows'),
+        ([image], dict(config='no.py'), 'no.py'),
+        ([image], dict(weights='no.pth'), "checkpoint='no.pth': no such file"),
+        (['nowhere'], {}, "input='nowhere': no such file or folder"),
+        (['no.mp4'], {}, "input='no.mp4': no such file or folder"),
+        ([image, 'notes.txt'], {}, "input='notes.txt' must be a folder or an image"),
+        (['empty'], {}, 'has no image in it'),
+        (['film.mp4'], {}, "input='film.mp4' has no frame that can be read"),
+        ([image, '--workers', '0'], {}, '2'),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            run('mmdet', *args, **options)
+    assert not predictions(tmp_path)

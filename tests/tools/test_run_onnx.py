@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,10 +18,11 @@ from mmpretrain.datasets.transforms import CenterCrop, ResizeEdge
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from .conftest import ROOT
+from .conftest import ROOT, run_main
 
 onnx = pytest.importorskip('onnx')
 helper = pytest.importorskip('onnx.helper')
+pytest.importorskip('onnx.parser')
 pytest.importorskip('onnxruntime')
 NEEDED = ('numpy', 'numpy.libs', 'PIL', 'pillow.libs', 'onnxruntime', 'flatbuffers', 'google',
           'packaging')
@@ -29,7 +31,15 @@ NEEDED = ('numpy', 'numpy.libs', 'PIL', 'pillow.libs', 'onnxruntime', 'flatbuffe
 @pytest.fixture
 def tool(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'tools/deployment'))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
     return importlib.import_module('run_onnx')
+
+
+@pytest.fixture
+def run(tool, monkeypatch, tmp_path):
+    """A function that runs the script in ``tmp_path``; returns the JSON, by path."""
+
+    return partial(run_main, tool, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope='module')
@@ -51,10 +61,10 @@ def bare(tmp_path_factory):
     return run
 
 
-def write(path, metadata, **outputs):
-    """A model that finds the same in every image."""
+def write(path, metadata, nodes=(), **outputs):
+    """A model that finds the same in every image, or what ``nodes`` make of it."""
     image = helper.make_tensor_value_info('image', onnx.TensorProto.UINT8, [1, 3, 'H', 'W'])
-    nodes = [helper.make_node(
+    nodes = nodes or [helper.make_node(
         'Constant', [], [name], value=onnx.numpy_helper.from_array(value[None]))
         for name, value in outputs.items()]
     infos = [helper.make_tensor_value_info(
@@ -93,7 +103,8 @@ def test_detector(bare, folder):
     done = bare(ROOT / 'tools/deployment/run_onnx.py', 'detector.onnx', 'images', '--out-dir',
                 'found', cwd=folder)
     assert done.returncode == 1
-    assert done.stderr.strip() == '1 of 2 images cannot be read: images/b.png'
+    assert done.stderr.strip() == ('1 of 2 images cannot be read: images/b.png (Pillow does '
+                                   'not know its format)')
     assert 'found/pictures, found/predictions' in done.stdout
     found = json.loads((folder / 'found/predictions/a.png.json').read_text())
     assert found['classes'] == ['dog', 'cat'] and found['labels'] == [1, 0]
@@ -109,27 +120,85 @@ def test_detector(bare, folder):
     assert (picture[20:40, 50:70] == 100).all()  # its score is below the threshold
 
 
-def test_segmenter(bare, folder):
-    done = bare(ROOT / 'tools/deployment/run_onnx.py', 'segmenter.onnx', 'images/a.png',
-                '--out-dir', 'map', cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((folder / 'map/predictions/a.png.json').read_text()) == dict(
-        shares=dict(cat=0.5, dog=0.5))
-    labels = np.asarray(Image.open(folder / 'map/predictions/a.png.png'))
+def test_segmenter(run, folder, tmp_path):
+    found = run(folder / 'segmenter.onnx', folder / 'images/a.png')
+    assert found == {'a.png.json': dict(shares=dict(cat=0.5, dog=0.5))}
+    labels = np.asarray(Image.open(tmp_path / 'outputs/predictions/a.png.png'))
     assert (labels[:30] == 1).all() and (labels[30:] == 0).all() and labels.shape == (60, 80)
-    picture = np.asarray(Image.open(folder / 'map/pictures/a.png'))
+    picture = np.asarray(Image.open(tmp_path / 'outputs/pictures/a.png'))
     assert (picture[30:] == 50).all() and (picture[:30] != 50).any(-1).all()
 
 
-def test_classifier(bare, folder):
-    done = bare(ROOT / 'tools/deployment/run_onnx.py', 'classifier.onnx', 'images/a.png',
-                '--out-dir', 'class', cwd=folder)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((folder / 'class/predictions/a.png.json').read_text())
+def test_classifier(run, folder):
+    found = run(folder / 'classifier.onnx', folder / 'images/a.png')['a.png.json']
     assert (found['pred_label'], found['pred_class']) == (1, 'dog')
     np.testing.assert_allclose(found['pred_scores'], [1 / (1 + np.e**2), 1 / (1 + np.e**-2)],
                                rtol=1e-6)
     assert found['pred_score'] == max(found['pred_scores'])
+
+
+@pytest.fixture(scope='module')
+def bright(tmp_path_factory):
+    """A classifier whose logits are the mean pixel and 60."""
+    path = tmp_path_factory.mktemp('bright') / 'bright.onnx'
+    nodes = onnx.parser.parse_graph('''g () => () {
+        floats = Cast<to = 1>(image)
+        shape = Constant<value_ints = [1, 1]>()
+        limit = Constant<value = float[1, 1] {60}>()
+        mean = ReduceMean<keepdims = 0>(floats)
+        value = Reshape(mean, shape)
+        logits = Concat<axis = 1>(value, limit)
+    }''').node
+    write(path, dict(classes=['bright', 'dark'], test_size=dict(antialias=False)), nodes,
+          logits=np.zeros(2, np.float32))
+    return path
+
+
+def test_one_image_is_not_the_end_and_two_of_one_name_are_apart(run, bright, tmp_path):
+    for name, value in (('one/x.jpg', 200), ('one/z.png', 0), ('two/x.jpg', 0)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new('RGB', (90, 60), (value, value, value)).save(tmp_path / name)
+    found = run(bright, 'one', 'two', 'one/x.jpg')
+    assert {name: round(one['pred_scores'][0]) for name, one in found.items()} == {
+        'one/x.jpg.json': 1, 'one/z.png.json': 0, 'two/x.jpg.json': 0}
+    content = (tmp_path / 'one/x.jpg').read_bytes()
+    (tmp_path / 'one/y.jpg').write_bytes(content[:len(content) // 2])
+    (tmp_path / 'outputs/predictions/one/z.png.json').unlink()
+    with pytest.raises(SystemExit, match=r'^1 of 4 images .* one/y.jpg \(.*runcated'):
+        run(bright, 'one', 'two')
+    assert (tmp_path / 'outputs/predictions/one/z.png.json').exists()
+
+
+def test_nothing_to_do_is_one_sentence(run, bright, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    Image.new('L', (5, 5)).save(tmp_path / 'x.gif')
+    Image.new('L', (5, 5)).save(tmp_path / 'x.png')
+    for args, words in (
+        ([bright, 'empty'], "^input='empty' has no image in it"),
+        ([bright, 'x.png', 'none'], "^input='none': no such file or folder"),
+        ([bright, 'x.gif'], "^input='x.gif' must be a folder or an image"),
+        (['none.onnx', 'x.png'], "^model='none.onnx': no such file"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            run(*args)
+    assert not (tmp_path / 'outputs').exists()
+    (tmp_path / 'outputs').write_text('no folder')
+    with pytest.raises(SystemExit, match='^--out-dir outputs: .*Not a directory'):
+        run(bright, 'x.png')
+
+
+def test_large_images_are_taken_and_said(run, tool, bright, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)  # Pillow refuses twice as many
+    monkeypatch.setattr(tool, 'LARGE', 5399)
+    Image.new('RGB', (90, 60)).save(tmp_path / 'x.png')
+    assert list(run(bright, 'x.png')) == ['x.png.json']
+    assert 'x.png is large, 90 x 60 pixels' in capsys.readouterr().err
+
+
+def test_what_fails_with_every_image_keeps_its_traceback(run, tool, folder, monkeypatch):
+    monkeypatch.setattr(tool, 'fit', lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(folder / 'classifier.onnx', folder / 'images/a.png')
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -156,18 +225,27 @@ def test_run_lengths(tool):
         assert (tool.decode(found) == mask).all()
 
 
+@pytest.mark.parametrize('interpolation', ['bilinear', 'nearest'])
+def test_resized_as_opencv_does_it(tool, interpolation):
+    """Bit for bit: any sizes, halves (which OpenCV averages), doubles, one side as it was."""
+    rng = np.random.default_rng(0)
+    for i in range(150):
+        H, W, h, w = np.exp(rng.uniform(0, np.log(300), 4)).astype(int).tolist()
+        H, W = [(H, W), (2 * h, 2 * w), ((h + 1) // 2, (w + 1) // 2), (H, w), (h, W)][i % 5]
+        image = rng.integers(0, 256, (H, W, 3), np.uint8)
+        wanted = mmcv.imresize(image, (w, h), interpolation=interpolation)
+        np.testing.assert_array_equal(tool.resize(image, w, h, interpolation), wanted)
+
+
 @pytest.mark.parametrize('hw', [(60, 80), (333, 200), (97, 131)])
 @pytest.mark.parametrize('size', [
     dict(scale=[128, 96], keep_ratio=False), dict(scale=[133, 80], keep_ratio=True),
     dict(scale=[700, 500], keep_ratio=True)])
-def test_resized_as_mmcv_does_it(tool, hw, size):
-    image = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
-    image = cv2.resize(image, hw[::-1])
-    resize = mmcv.imrescale if size['keep_ratio'] else mmcv.imresize
-    wanted = resize(image, tuple(size['scale'])).astype(int)
-    found = np.asarray(tool.fit(Image.fromarray(image), dict(size, antialias=False)))
-    assert found.shape == wanted.shape
-    assert np.abs(found - wanted).max() <= 2
+def test_sizes_are_those_of_mmcv(tool, hw, size):
+    image = np.random.default_rng(0).integers(0, 256, (*hw, 3), np.uint8)
+    wanted = mmcv.imrescale if size['keep_ratio'] else mmcv.imresize
+    found = tool.fit(Image.fromarray(image), dict(size, antialias=False))
+    np.testing.assert_array_equal(np.asarray(found), wanted(image, tuple(size['scale'])))
 
 
 @pytest.mark.parametrize('hw', [(300, 401), (401, 300), (256, 256)])
@@ -182,14 +260,53 @@ def test_resized_as_mmpretrain_does_it(tool, hw):
     np.testing.assert_array_equal(np.asarray(found), data['img'])
 
 
-def test_orientation_of_photographs(tool, tmp_path, monkeypatch):
-    image = Image.new('RGB', (40, 20))
-    exif = image.getexif()
-    exif[274] = 6
-    image.save(tmp_path / 'a.jpg', exif=exif)
-    seen = []
-    monkeypatch.setattr(tool, 'draw', lambda image, *_: image)
-    for name in ('pictures', 'predictions'):
-        (tmp_path / name).mkdir()
-    tool.run(lambda image: seen.append(image.size) or {}, tmp_path / 'a.jpg', tmp_path, 0.3)
-    assert seen == [(20, 40)]
+SCENE = cv2.GaussianBlur(
+    np.random.default_rng(0).integers(0, 256, (61, 83, 3), np.uint8), (0, 0), 2)
+COLOR = Image.fromarray(SCENE)
+ALPHA = COLOR.copy()
+ALPHA.putalpha(Image.fromarray(np.tile(np.arange(83, dtype=np.uint8) * 3, (61, 1))))
+DEEP = SCENE.astype(np.uint16) * 257 ^ 0x5b
+MODES = dict(color=COLOR, grey=COLOR.convert('L'), bits=COLOR.convert('1'), alpha=ALPHA,
+             grey_alpha=ALPHA.convert('LA'), palette=COLOR.quantize(99),
+             palette_alpha=ALPHA.quantize(16))
+
+
+def oriented(number):
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif
+
+
+@pytest.mark.parametrize('name, image, options', [
+    *((f'{mode}.{suffix}', image, {}) for mode, image in MODES.items()
+      for suffix in ('png', 'tif', 'webp', 'bmp')
+      if (suffix, mode) != ('bmp', 'grey_alpha')),
+    *((f'turned_{i}.{suffix}', MODES['grey' if suffix == 'tif' else 'color'],
+       dict(exif=oriented(i))) for i in range(1, 10)
+      for suffix in ('jpg', 'png', 'tif', 'webp')),
+    *((f'subsampled_{i}.jpg', COLOR, dict(subsampling=i)) for i in range(3)),
+    ('grey.jpg', MODES['grey'], {}), ('progressive.jpg', COLOR, dict(progressive=True)),
+    ('cmyk.jpg', COLOR.convert('CMYK'), {}), ('cmyk.tif', COLOR.convert('CMYK'), {}),
+    ('lossless.webp', ALPHA, dict(lossless=True, exact=True)),
+    ('packed.tif', COLOR, dict(compression='tiff_lzw')),
+    ('cut_exif.png', COLOR, dict(exif=oriented(6).tobytes()[:20])),
+    ('deep.png', DEEP[..., 0], {}), ('deep.tif', DEEP[..., 0], {}),
+    ('deep_color.png', DEEP, {}), ('deep_color.tif', DEEP, {}),
+    ('deep_alpha.png', np.dstack([DEEP, DEEP[..., 0]]), {}),
+    ('deep_alpha.tif', np.dstack([DEEP, DEEP[..., 0]]), {}),
+])
+def test_decoded_as_mm_does_it(tool, name, image, options, tmp_path):
+    path = tmp_path / name
+    if isinstance(image, np.ndarray):
+        cv2.imwrite(str(path), image)
+    else:
+        image.save(path, **options)
+    wanted = mmcv.imread(path, channel_order='rgb')
+    np.testing.assert_array_equal(np.asarray(tool.read(path)), wanted)
+
+
+@pytest.mark.parametrize('kind', [np.int16, np.float32])
+def test_numbers_with_a_sign_are_refused(tool, kind, tmp_path):
+    cv2.imwrite(str(tmp_path / 'x.tif'), SCENE[..., 0].astype(kind))
+    with pytest.raises(OSError, match='with more than 16 bits or a sign'):
+        tool.read(tmp_path / 'x.tif')

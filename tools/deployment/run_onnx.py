@@ -5,19 +5,31 @@
 The model is a file of tools/deployment/export_onnx.py. Detectors draw boxes and masks,
 segmenters class maps, classifiers write their best class on the picture. OUT_DIR gets
 pictures/NAME and predictions/NAME.json, and from segmenters predictions/NAME.png with the class
-of each pixel.
+of each pixel. Of two images with one name, NAME has the folders in it. Images are decoded and
+resized as OpenCV, and so mm, does it.
 """
 import argparse
+import io
 import json
+import os
+import sys
+from collections import Counter
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Callable, Dict, Iterator, Sequence, Tuple, Union
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageDraw, UnidentifiedImageError
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+LARGE = 2**26  # pixels
 RESAMPLE = dict(bilinear=Image.Resampling.BILINEAR, bicubic=Image.Resampling.BICUBIC,
                 nearest=Image.Resampling.NEAREST)
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+         4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+         6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}  # by EXIF's orientation
+Files = Dict[str, bytes]  # contents by the path in the output folder
+FilesOf = Iterator[Tuple[Union[str, Path], Union[Files, Exception]]]  # of each image
 
 
 class Model:
@@ -79,6 +91,8 @@ def load(path: str) -> Model:
     the memory of large images.
     """
     import onnxruntime
+    if not Path(path).is_file():
+        raise SystemExit(f"model='{path}': no such file")
     options = onnxruntime.SessionOptions()
     options.enable_mem_pattern = False
     session = onnxruntime.InferenceSession(path, options, ['CPUExecutionProvider'])
@@ -102,17 +116,57 @@ def fit(image: Image.Image, size: dict) -> Image.Image:
         w, h = int(w * factor + 0.5), int(h * factor + 0.5)
     elif 'scale' in size:
         w, h = size['scale']
-    resample = RESAMPLE[size.get('interpolation', 'bilinear')]
+    interpolation = size.get('interpolation', 'bilinear')
     if (w, h) != image.size and size['antialias']:
-        image = image.resize((w, h), resample)
-    elif (w, h) != image.size:  # as OpenCV does it
-        matrix = (image.width / w, 0, 0, 0, image.height / h, 0)
-        image = image.transform((w, h), Image.Transform.AFFINE, matrix, resample)
+        image = image.resize((w, h), RESAMPLE[interpolation])
+    elif (w, h) != image.size:
+        image = Image.fromarray(resize(np.asarray(image), w, h, interpolation))
     if 'crop' in size:
         width, height = size['crop']
         x, y = max(round((w - width) / 2), 0), max(round((h - height) / 2), 0)
         image = image.crop((x, y, min(x + width, w), min(y + height, h)))
     return image
+
+
+def resize(image: np.ndarray, w: int, h: int, interpolation: str) -> np.ndarray:
+    """What ``cv2.resize`` makes of (H, W, C), uint8: ``bilinear`` and ``nearest`` bit for bit.
+
+    OpenCV interpolates along the rows, then along the columns, with weights of 11 bits. It
+    drops 4 bits between the two and 16 bits of each product, then rounds the last 2.
+    """
+    H, W = image.shape[:2]
+    if interpolation == 'nearest':
+        rows, columns = (np.minimum(np.arange(new) * (1 / (new / old)), old - 1).astype(int)
+                         for new, old in ((h, H), (w, W)))
+        return image[rows][:, columns]
+    if interpolation != 'bilinear':
+        raise ValueError(f'OpenCV resizes by {interpolation} in a way that is not known here')
+    if (2 * h, 2 * w) == (H, W):
+        a, b, c, d = (image[y::2, x::2].astype(np.int32) for y in (0, 1) for x in (0, 1))
+        return (a + b + c + d + 2 >> 2).astype(np.uint8)
+    columns, weights = neighbours(W, w, clip=True)
+    rows, heights = neighbours(H, h, clip=False)
+    needed, rows = np.unique(rows, return_inverse=True)
+    image = image[needed]
+    lines = sum(image[:, at] * weight[:, None] for at, weight in zip(columns, weights)) >> 4
+    total = sum(lines[at] * weight[:, None, None] >> 16
+                for at, weight in zip(rows.reshape(2, h), heights))
+    return (total + 2 >> 2).astype(np.uint8)
+
+
+def neighbours(old: int, new: int, clip: bool) -> Tuple[np.ndarray, np.ndarray]:
+    """The two pixels of ``old`` for each of ``new``, and their weights of 11 bits: (2, new).
+
+    ``clip`` gives all the weight to one pixel at the edges, which makes a last bit of
+    difference.
+    """
+    at = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
+    low = np.floor(at)
+    part = at - low
+    if clip:
+        part[(low < 0) | (low >= old - 1)] = 0
+    weights = np.rint(np.stack([1 - part, part]) * 2048).astype(np.int32)
+    return np.clip([low, low + 1], 0, old - 1).astype(int), weights
 
 
 def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -150,15 +204,15 @@ def decode(run_lengths: dict) -> np.ndarray:
 
 def draw(image: Image.Image, found: dict, score_thr: float) -> Image.Image:
     """A picture of what :class:`Model` found."""
-    pixels = np.asarray(image).astype(np.float32)
+    pixels = np.array(image)
     if 'bboxes' not in found and 'labels' in found:
-        colors = np.array([(0, 0, 0), *(color(i) for i in range(found['labels'].max()))])
-        return Image.fromarray((0.5 * pixels + 0.5 * colors[found['labels']]).astype(np.uint8))
+        colors = [(0, 0, 0), *(color(i) for i in range(found['labels'].max()))]
+        return Image.fromarray(pixels // 2 + np.array(colors, np.uint8)[found['labels']] // 2)
     drawn = [i for i, score in enumerate(found.get('scores', ())) if score >= score_thr]
     for i in drawn if 'masks' in found else ():
         mask = decode(found['masks'][i])
-        pixels[mask] = 0.5 * pixels[mask] + 0.5 * np.array(color(found['labels'][i]))
-    image = Image.fromarray(pixels.astype(np.uint8))
+        pixels[mask] = pixels[mask] // 2 + np.array(color(found['labels'][i]), np.uint8) // 2
+    image = Image.fromarray(pixels)
     pen = ImageDraw.Draw(image)
     if 'pred_class' in found:
         write(pen, (0, 0), found['pred_class'], found['pred_score'], color(0))
@@ -181,51 +235,170 @@ def write(pen: ImageDraw.ImageDraw, corner: Sequence[float], name: str, score: f
     pen.text(corner, text, fill='black')
 
 
-def run(model: Model, path: Path, out: Path, score_thr: float) -> None:
-    """Write the picture and the predictions of an image."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
+def read(path: Path) -> Image.Image:
+    """An image in RGB, with the pixels that mm gets from OpenCV 4.12.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    try:
+        # Pillow maps a file of its own into memory, and then misreads some turned TIFFs.
+        image = Image.open(io.BytesIO(path.read_bytes()))
+        say_if_large(path, *image.size)
+        image.load()
+        return turn(image, to_rgb(image))
+    except UnidentifiedImageError:  # whose text names the bytes, not the file
+        raise OSError('Pillow does not know its format') from None
+    except Exception as error:  # of any decoder
+        raise OSError(str(error)) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """OpenCV's colours of what Pillow decoded: alpha is dropped, 16 bits are cut to 8."""
+    if image.mode.startswith('I;16') or (image.mode, image.format) == ('I', 'PNG'):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
+    if image.mode[0] in 'IF':
+        raise ValueError(f'mode {image.mode}, with more than 16 bits or a sign')
+    if image.mode == 'CMYK' and image.format != 'TIFF':  # as Adobe stores it, upside down
+        pixels = np.asarray(image).astype(np.int32)
+        black = 255 - pixels[..., 3:]
+        return Image.fromarray((black - (pixels[..., :3] * black >> 8)).astype(np.uint8))
+    if image.mode == 'RGBA' and image.format == 'TIFF' and image.tag_v2[258][0] == 8:
+        pixels = np.asarray(image).astype(np.int32)
+        return Image.fromarray(
+            ((pixels[..., :3] * pixels[..., 3:] + 127) // 255).astype(np.uint8))
+    image.info.pop('transparency', None)  # about which Pillow warns
+    return image.convert('RGB')
+
+
+def turn(image: Image.Image, upright: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF says. TIFFs are turned already, OpenCV turns no WebP."""
+    exif = Image.Exif()
+    if image.format in ('JPEG', 'MPO', 'PNG') and 'exif' in image.info:
+        try:
+            exif.load(image.info['exif'])
+        except Exception:  # cut short, or no EXIF at all
+            return upright
+    turned = TURNS.get(exif.get(0x0112))
+    return upright if turned is None else upright.transpose(turned)
+
+
+def run(model: Model, path: Path, name: str, score_thr: float) -> Files:
+    """The picture and the predictions of an image.
+
+    Raises:
+        OSError: The image cannot be read.
+    """
+    image = read(path)
     found = model(image)
-    draw(image, found, score_thr).save(out / 'pictures' / path.name)
+    files = {f'pictures/{name}': encode(draw(image, found, score_thr), path.suffix)}
     if isinstance(found.get('labels'), np.ndarray):
         labels = found['labels']
-        Image.fromarray(labels).save(out / 'predictions' / f'{path.name}.png')
+        files[f'predictions/{name}.png'] = encode(Image.fromarray(labels), '.png')
         shares = np.bincount(labels.ravel()) / labels.size
         found = dict(shares={model.name(i): share for i, share in enumerate(shares) if share})
-    (out / 'predictions' / f'{path.name}.json').write_text(json.dumps(found))
+    return {**files, f'predictions/{name}.json': json.dumps(found).encode()}
 
 
-def find_images(paths: Sequence[Path]) -> List[Path]:
-    images = []
-    for path in paths:
-        images += sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES) if (
-            path.is_dir()) else [path]
-    return images
+def encode(image: Image.Image, suffix: str) -> bytes:
+    content = io.BytesIO()
+    image.save(content, Image.registered_extensions()[suffix.lower()])
+    return content.getvalue()
 
 
-def main() -> None:
+# What follows is shared with tools/infer.py.
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', help='a file of export_onnx.py')
-    parser.add_argument('images', nargs='+', type=Path, help='images, and folders of images')
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out-dir', type=Path, default=Path('outputs'))
     parser.add_argument(
         '--score-thr', type=float, default=0.3,
         help='smallest score of a box that is drawn; the JSON file has all boxes')
+    return parser
+
+
+def find_images(inputs: Sequence[Path]) -> Dict[str, Path]:
+    """Images, and those in folders, by the name of what is written for them.
+
+    That is the file's name. If two have one name, their folders are part of all names.
+    """
+    paths = []
+    for given in inputs:
+        found = [given]
+        if given.is_dir():
+            found = sorted(p for p in given.iterdir()
+                           if p.suffix.lower() in IMAGES and p.is_file())
+        elif not given.exists():
+            raise SystemExit(f"input='{given}': no such file or folder")
+        elif given.suffix.lower() not in IMAGES:
+            raise SystemExit(f"input='{given}' must be a folder or an image "
+                             f"({' '.join(IMAGES)})")
+        if not found:
+            raise SystemExit(f"input='{given}' has no image in it ({' '.join(IMAGES)})")
+        paths += found
+    unique = {os.path.abspath(path): path for path in paths}
+    if max(Counter(path.name for path in unique.values()).values()) == 1:
+        return {path.name: path for path in unique.values()}
+    root = os.path.commonpath([os.path.dirname(path) for path in unique])
+    return {Path(path).relative_to(root).as_posix(): given for path, given in unique.items()}
+
+
+def say_if_large(path: Union[str, Path], width: int, height: int) -> None:
+    if width * height > LARGE:
+        print(f'{path} is large, {width} x {height} pixels: it takes its time and memory',
+              file=sys.stderr)
+
+
+def write_all(results: FilesOf, total: int, out: Path,
+              write: Callable[[Path, bytes], object]) -> None:
+    """Write the files of each image, and end with the images that have none, and why.
+
+    Raises:
+        Exception: All fail, and the first for another reason than that it cannot be read.
+    """
+    errors = {}
+    for path, files in results:
+        if isinstance(files, Exception):
+            errors[path] = files
+            continue
+        for name, content in files.items():
+            write(out / name, content)
+    first = next(iter(errors.values()), OSError())
+    if len(errors) == total and not isinstance(first, OSError):
+        raise first
+    print(f'{out}/pictures, {out}/predictions')
+    if errors:
+        reasons = (f'{path} ({error})' for path, error in errors.items())
+        raise SystemExit(f'{len(errors)} of {total} images cannot be read: '
+                         f'{", ".join(reasons)}')
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument('model', help='a file of export_onnx.py')
+    parser.add_argument('images', nargs='+', type=Path, help='images, and folders of images')
     args = parser.parse_args()
+    Image.MAX_IMAGE_PIXELS = None  # a guard against attacks, which one's own images are not
+    images = find_images(args.images)
     model = load(args.model)
-    for name in ('pictures', 'predictions'):
-        (args.out_dir / name).mkdir(parents=True, exist_ok=True)
-    broken = []
-    paths = find_images(args.images)
-    for path in paths:
-        try:
-            run(model, path, args.out_dir, args.score_thr)
-        except (FileNotFoundError, UnidentifiedImageError):
-            broken.append(str(path))
-    print(f'{args.out_dir}/pictures, {args.out_dir}/predictions')
-    if broken:
-        raise SystemExit(f'{len(broken)} of {len(paths)} images cannot be read: '
-                         f'{", ".join(broken)}')
+
+    def results() -> FilesOf:
+        for name, path in images.items():
+            try:
+                yield path, run(model, path, name, args.score_thr)
+            except Exception as error:  # the others are done
+                yield path, error
+
+    def write(path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    try:
+        write_all(results(), len(images), args.out_dir, write)
+    except OSError as error:  # of writing
+        raise SystemExit(f'--out-dir {args.out_dir}: {error}') from error
 
 
 if __name__ == '__main__':
