@@ -65,6 +65,7 @@ def test_archs_are_the_published_ones(cls, arch, count, num_heads, rate):
 
 @pytest.mark.parametrize('cls, eps', [(ResT, 1e-5), (ResTV2, 1e-6)])
 def test_initialisation_is_the_published_one(cls, eps):
+    torch.manual_seed(0)  # trunc_normal_ in float32 gives -2 once in 2**24 weights
     arch = dict(embed_dims=(64, 64), depths=(1, 1), num_heads=(1, 2), sr_ratios=(2, 1))
     for name, module in cls(arch, out_indices=None).named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
