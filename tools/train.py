@@ -63,7 +63,7 @@ def main() -> None:
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size, which '
-                             f'{args.config} does not set')
+                            f'{args.config} does not set')
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True

@@ -41,7 +41,7 @@ class WholeFiles(LocalBackend):
     def join_path(self, filepath: str, *filepaths: str) -> str:
         if '://' in filepath:  # LocalBackend would make a folder of that name
             raise UserError(f"out_dir={filepath!r} is not a local folder, which "
-                             "backend_args=dict(backend='whole') needs: set backend_args=None")
+                            "backend_args=dict(backend='whole') needs: set backend_args=None")
         return super().join_path(filepath, *filepaths)
 
 

@@ -187,7 +187,7 @@ class ResTHead:
         wanted = [tuple(module.fc.weight.shape), tuple(module.fc.bias.shape)]
         if shapes != wanted:
             raise UserError(f'checkpoint={str(self.checkpoint)!r} has head.weight and '
-                             f'head.bias of shapes {shapes}; this head needs {wanted}')
+                            f'head.bias of shapes {shapes}; this head needs {wanted}')
         module.fc.load_state_dict(head)
         print_log(f'classification head: loaded from {self.checkpoint}', 'current')
 

@@ -133,7 +133,7 @@ def _recognise_names(state: Dict[str, Tensor]) -> Tuple[str, Family]:
         if has('proposal_generator.', 'roi_heads.'):
             return 'detectron2', MASK_RCNN if has('roi_heads.mask_head.') else FASTER_RCNN
         raise UserError("the checkpoint is a backbone of detectron2's with no head: there is "
-                         'no detector to convert')
+                        'no detector to convert')
     if has('backbone.') and has('decode_head.'):
         raise UserError("the checkpoint is mmseg's, whose heads are in no other layout")
     if has('backbone.') and has('rpn_head.', 'roi_head.'):
@@ -145,7 +145,7 @@ def _recognise_names(state: Dict[str, Tensor]) -> Tuple[str, Family]:
     if has('stem.') and has('head.'):
         return 'published', CLASSIFIER
     raise UserError(f'the names in the checkpoint ({", ".join(list(state)[:3])}, ...) are not '
-                     f'those of a classifier or detector in the layouts {sorted(PREFIXES)}')
+                    f'those of a classifier or detector in the layouts {sorted(PREFIXES)}')
 
 
 def _backbone_arch(state: Dict[str, Tensor], prefix: str) -> Tuple[Type[ResT], dict]:
@@ -158,7 +158,7 @@ def _backbone_arch(state: Dict[str, Tensor], prefix: str) -> Tuple[Type[ResT], d
         for name, value, ndim in (('norm1', norm, 1), ('mlp.fc1', fc1, 2)):
             if value is None or value.ndim != ndim or value.numel() == 0:
                 raise UserError(f'the backbone is not a {kind.__name__} of four stages: it '
-                                 f'has no {stage}0.{name}.weight of {ndim} dimensions')
+                                f'has no {stage}0.{name}.weight of {ndim} dimensions')
         arch['embed_dims'].append(len(norm))
         arch['depths'].append(
             len({name[len(stage):].split('.')[0] for name in state if name.startswith(stage)}))
