@@ -10,13 +10,15 @@ images/, a folder of PNG maps and classes.txt, a class name a line. With errors 
 data, no config is written. Warnings (W) are worth a look.
 """
 import argparse
+import shlex
+import time
 from pathlib import Path
 
 from mmengine.config import Config
 
 from mmrest.apis import exit_on_user_error
-from mmrest.datasets import BASES, compare, contents, make_config, read, training
 from mmrest.files import write_whole
+from mmrest.own_data import BASES, contents, make_config, read, training
 
 
 @exit_on_user_error
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument('--task', choices=BASES, required=True)
     parser.add_argument('--train', type=Path, required=True, help='data to train on')
     parser.add_argument('--val', type=Path, required=True, help='data to evaluate on')
+    parser.add_argument('--test', type=Path, help='data for tools/test.py; by default --val')
     parser.add_argument('--out', type=Path, help='the config; without it, the data is checked')
     parser.add_argument(
         '--model', choices=[name for names in BASES.values() for name in names],
@@ -40,22 +43,27 @@ def main() -> None:
     parser.add_argument('--lr', type=float, help="learning rate, instead of the recipe's")
     parser.add_argument(
         '--light', action='store_true', help='narrow heads and few proposals, for a CPU')
+    parser.add_argument(
+        '--keep-empty', action='store_true', help='train on images without objects, too')
     args = parser.parse_args()
 
-    train, val = (read(args.task, data) for data in (args.train, args.val))
-    compare(train, val, subset=args.task in ('boxes', 'masks'))
-    print(contents(train, val))
-    findings = [*train.findings, *val.findings]
+    start = time.perf_counter()
+    splits = read(args.task, args.train, args.val, args.test, args.keep_empty)
+    print(f'Read and loaded as mm does, in {time.perf_counter() - start:.0f} s.\n')
+    print(contents(splits))
+    findings = [finding for split in splits for finding in split.findings]
     print('', *findings, sep='\n')
     errors = sum(finding.level == 'E' for finding in findings)
     if errors:
         raise SystemExit(f'{errors} errors in the data: no config is written')
-    text = make_config(args.task, train, val, args.model, args.backbone, args.load_from,
-                       args.batch_size, args.iters, args.lr, args.light)
-    print('', training(train, Config.fromstring(text, '.py')), sep='\n')
+    text = make_config(
+        args.task, *splits, model=args.model, backbone=args.backbone, load_from=args.load_from,
+        batch_size=args.batch_size, iters=args.iters, lr=args.lr, light=args.light,
+        keep_empty=args.keep_empty)
+    print('', training(splits[0], Config.fromstring(text, '.py')), sep='\n')
     if args.out:
         write_whole(args.out, text.encode())
-        print(f'\nTrain it: python tools/train.py {args.out}')
+        print(f'\nTrain it: python tools/train.py {shlex.quote(str(args.out))}')
 
 
 if __name__ == '__main__':

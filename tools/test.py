@@ -4,7 +4,7 @@ python tools/test.py configs/mask_rcnn/rest_small_fpn_1x_coco.py checkpoint.pth
 """
 import os
 
-from common import explain_annotations, load_config, make_parser
+from common import load_config, make_parser
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
@@ -79,14 +79,13 @@ def main() -> None:
         add_tta(cfg)
     if args.out and package == 'mmseg':
         cfg.test_evaluator.output_dir = args.out
-    with explain_annotations(cfg, 'test_dataloader'):
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        runner.register_hook(CheckFitHook())
-        if args.out and package != 'mmseg':
-            dump = 'mmdet.DumpDetResults' if package == 'mmdet' else 'DumpResults'
-            metric = METRICS.build(dict(type=dump, out_file_path=args.out))
-            runner.test_evaluator.metrics.append(metric)
-        runner.test()
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(CheckFitHook())
+    if args.out and package != 'mmseg':
+        dump = 'mmdet.DumpDetResults' if package == 'mmdet' else 'DumpResults'
+        metric = METRICS.build(dict(type=dump, out_file_path=args.out))
+        runner.test_evaluator.metrics.append(metric)
+    runner.test()
 
 
 if __name__ == '__main__':

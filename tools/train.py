@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Optional
 
-from common import explain_annotations, load_config, make_parser
+from common import load_config, make_parser
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -69,10 +69,9 @@ def main() -> None:
         cfg.resume = True
         auto = args.resume == 'auto'
         cfg.load_from = find_checkpoint(cfg.work_dir) if auto else args.resume
-    with explain_annotations(cfg, *LOADERS):
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        runner.register_hook(CheckFitHook())
-        runner.train()
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(CheckFitHook())
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmrest.apis import exit_on_user_error
-from mmrest.datasets.tiles import cut
+from mmrest.own_data.tiles import cut
 
 
 @exit_on_user_error

@@ -26,7 +26,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmrest.apis import exit_on_user_error
-from mmrest.datasets.formats import FORMATS, convert
+from mmrest.own_data.formats import FORMATS, convert
 
 
 @exit_on_user_error

@@ -1,10 +1,9 @@
 """A complete config for a data set, from one of ours."""
 import inspect
-import re
 import statistics
 import textwrap
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -16,7 +15,8 @@ from ..models import ResT, ResTV2
 from ..models.checkpoint import check_backbone, own_names, without_prefix
 from ..safe_reading import read_state_dict
 from ..version import __version__
-from .split import Split
+from . import templates
+from .findings import Split
 
 # An installation puts them here, see setup.py.
 CONFIGS = Path(__file__).parents[1] / '.mim/configs'
@@ -34,53 +34,67 @@ RECIPES = dict(
 MIN_ITERS = 3000
 BACKBONES = {f'{kind.__name__.lower()}_{arch}': (kind, arch)
              for kind in (ResT, ResTV2) for arch in kind.arch_zoo}
-ORDER = ('default_scope', 'custom_imports', 'load_from', 'model', 'data_preprocessor',
-         'train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator',
-         'test_evaluator', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'train_cfg',
-         'val_cfg', 'test_cfg', 'default_hooks')
+# Of a config of ours, what is not taken: it is in the templates, or of no use elsewhere.
+WRITTEN = ('work_dir', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator',
+           'test_evaluator', 'train_cfg', 'log_processor')
+
+
+class Name(str):
+    """The name of a knob, in place of a value: it is written without quotes."""
+
+    __repr__ = str.__str__
 
 
 class Writer:
-    """A config whose chosen values are variables with a comment, at the top of its text."""
+    """A config whose chosen values are variables with a comment, its knobs, before the rest."""
 
     def __init__(self, path: str):
         full = Config.fromfile(CONFIGS / path)
         known = ['custom_imports', *inspect.signature(Runner).parameters]
-        self.cfg = ConfigDict({k: full[k] for k in known if k in full and k != 'work_dir'})
+        self.cfg = ConfigDict({k: full[k] for k in known if k in full and k not in WRITTEN})
         for node in _dicts(self.cfg):
             node.pop('_scope_', None)  # the default_scope
-        self.chosen = []
+        self.knobs, self.parts = [], []
 
-    def choose(self, name: str, value: object, comment: str) -> str:
-        """Add a variable; returns what stands for it in the config until :meth:`text`."""
+    def choose(self, name: str, code: str, comment: str = '') -> Name:
+        """Add a knob with the code of its value; returns what stands for it in the config."""
         comment = textwrap.wrap(comment, 92)
-        self.chosen += [*(f'# {line}' for line in comment), f'{name} = {value}']
-        return f'<{name}>'
+        self.knobs += [*(f'# {line}' for line in comment), f'{name} = {code}']
+        return Name(name)
 
     def text(self, head: str) -> str:
         """The content of the file."""
-        keys = [key for key in ORDER if key in self.cfg]
-        keys += [key for key in self.cfg if key not in keys]
-        lines = [head, *self.chosen, '', '# The whole config.']
-        for key in keys:
-            if key in ('test_dataloader', 'test_evaluator'):
-                lines.append(f'{key} = {key.replace("test", "val")}')
-            elif self.cfg[key] != f'<{key}>':
-                lines.append(Config({key: self.cfg[key]}).pretty_text.rstrip())
-        text = '\n'.join(lines) + '\n'
-        return re.sub(r"'<(\w+)>'", r'\1', text)
+        lines = [head, *self.knobs, '', '# The whole config.', *self.parts]
+        for key, value in self.cfg.items():
+            if not isinstance(value, Name):
+                lines.append(Config({key: value}).pretty_text.rstrip())
+        return '\n'.join(lines) + '\n'
 
 
-def make_config(task: str, train: Split, val: Split, model: Optional[str] = None,
-                backbone: str = 'rest_small', load_from: Optional[str] = None,
-                batch_size: Optional[int] = None, iters: Optional[int] = None,
-                lr: Optional[float] = None, light: bool = False) -> str:
+def dataset(task: str, split: Split, classes: Sequence[str], training: bool,
+            keep_empty: bool) -> ConfigDict:
+    """The dataset that the written config has for a split."""
+    writer = Writer(next(iter(BASES[task].values())))
+    _choose_data(writer, task, dict(train=split, val=split), classes, keep_empty)
+    _choose_size(writer, task, split)
+    writer.choose('batch_size', '1')
+    writer.choose('sampler', 'None')
+    cfg = Config.fromstring('\n'.join([*writer.knobs, *writer.parts]), '.py')
+    return cfg['train_dataloader' if training else 'val_dataloader'].dataset
+
+
+def make_config(task: str, train: Split, val: Split, test: Optional[Split] = None,
+                model: Optional[str] = None, backbone: str = 'rest_small',
+                load_from: Optional[str] = None, batch_size: Optional[int] = None,
+                iters: Optional[int] = None, lr: Optional[float] = None, light: bool = False,
+                keep_empty: bool = False) -> str:
     """Write a config that trains a model on a data set as it is.
 
     Args:
         task (str): 'boxes', 'masks', 'classes' or 'segments'.
         train (Split): The training data, without errors.
-        val (Split): The validation data.
+        val (Split): The validation data, which chooses the best checkpoint.
+        test (Split, optional): The test data. Without it, it is the validation data.
         model (str, optional): See ``BASES``; by default the first there for the task.
         backbone (str): Kind and ``arch``, as in 'rest_small' or 'restv2_tiny'.
         load_from (str, optional): A checkpoint or its address: of the backbone, a classifier
@@ -89,29 +103,35 @@ def make_config(task: str, train: Split, val: Split, model: Optional[str] = None
         iters (int, optional): Iterations of the training, instead of the rule.
         lr (float, optional): Learning rate, instead of the recipe's, scaled to the batch.
         light (bool): A detector with narrow heads and few proposals, for a CPU.
+        keep_empty (bool): Whether a detector is trained on images without objects, too.
 
     Returns:
         str: The content of the file.
 
     Raises:
-        ValueError: There is no such model for the task, or no such backbone.
-        FileNotFoundError, OSError, ValueError: The checkpoint cannot be read.
+        UserError: There is no such model for the task, or no such backbone, or a number is
+            not above 0.
+        FileNotFoundError, OSError, UserError: The checkpoint cannot be read.
     """
     model = model or next(iter(BASES[task]))
     if model not in BASES[task]:
         raise UserError(f'{model=} for {task=} must be one of {", ".join(BASES[task])}')
+    for name, value in dict(batch_size=batch_size, iters=iters, lr=lr).items():
+        if value is not None and not 0 < value < float('inf'):
+            raise UserError(f'{name}={value} must be above 0')
     default_batch, epochs, score = RECIPES[task]
     writer = Writer(BASES[task][model])
-    _write_data(writer, task, train, val)
+    splits = dict(train=train, val=val) | (dict(test=test) if test else {})
+    _choose_data(writer, task, splits, train.classes, keep_empty)
+    _choose_size(writer, task, train)
+    _adapt(writer, task)
     _write_backbone(writer, backbone)
-    for part in ('model', 'data_preprocessor'):
-        _replace(writer.cfg.get(part, {}), 'num_classes', None, '<num_classes>')
     if light:
         _write_light(writer, task)
     _write_load_from(writer, load_from)
     batch_size = batch_size or default_batch
     _write_rate(writer, batch_size, lr)
-    _write_schedule(writer, task, len(train.sizes) - train.empty, batch_size, epochs, iters)
+    _write_schedule(writer, task, len(train.sizes), batch_size, epochs, iters)
     writer.cfg.default_hooks.checkpoint.update(
         save_best=score, rule='greater', max_keep_ckpts=2)
     command = f'--task {task} --model {model} --backbone {backbone}'
@@ -122,89 +142,80 @@ def make_config(task: str, train: Split, val: Split, model: Optional[str] = None
 ''')
 
 
-def _write_data(writer, task, train, val):
-    cfg = writer.cfg
+def _choose_data(writer, task, splits, classes, keep_empty):
+    """Classes, and files and folders of each split."""
     origin = dict(classes='the folders', segments='classes.txt').get(task, 'the categories')
-    writer.choose('classes', repr(tuple(train.classes)),
+    writer.choose('classes', repr(tuple(classes)),
                   f'Names and order of {origin}, by which mm numbers the classes.')
     writer.choose('num_classes', 'len(classes)', 'Every head has it.')
     comment = 'Absolute paths, so that the file works in any folder: edit them if data moves.'
-    for name, split in (('train', train), ('val', val)):
-        images = writer.choose(f'{name}_images', repr(f'{split.images.resolve()}/'), comment)
-        comment = ''
-        mine = dict(data_root='', metainfo=dict(classes='<classes>'), data_prefix=images)
-        if task == 'classes':
-            mine.update(type='CustomDataset', with_label=True)
-            cfg[f'{name}_dataloader'].dataset.pop('split')
-        elif task == 'segments':
-            maps = writer.choose(f'{name}_maps', repr(f'{split.maps.resolve()}/'), '')
-            mine.update(type='BaseSegDataset', img_suffix=split.suffix, seg_map_suffix='.png',
-                        data_prefix=dict(img_path=images, seg_map_path=maps))
-        else:
-            file = writer.choose(f'{name}_annotations', repr(str(split.path.resolve())), '')
-            mine.update(data_prefix=dict(img=images), ann_file=file)
-        loader = cfg[f'{name}_dataloader']
-        loader.num_workers = 2
-        loader.dataset.update(mine)
-    write = dict(classes=_write_classes, segments=_write_segments).get(task, _write_coco)
-    write(writer, train)
+    for name, split in splits.items():
+        for knob, value in _paths(task, split).items():
+            writer.choose(f'{name}_{knob}', repr(value), comment)
+            comment = ''
+    if 'test' not in splits:
+        comment = 'No --test: tools/test.py takes the validation data, which choose the best ' \
+                  'checkpoint, so that new data will have lower scores.'
+        for knob in _paths(task, splits['val']):
+            writer.choose(f'test_{knob}', f'val_{knob}', comment)
+            comment = ''
+    if task in ('boxes', 'masks'):
+        writer.choose('with_mask', repr(task == 'masks'))
+        writer.choose('metric', "['bbox', 'segm']" if task == 'masks' else "'bbox'")
+        writer.choose('keep_empty', repr(keep_empty), 'Whether images without objects are '
+                      'trained on.')
+    writer.parts.append(templates.DATA[task].strip())
+
+
+def _paths(task, split):
+    paths = dict(images=f'{split.images.resolve()}/')
+    if task == 'segments':
+        return paths | dict(maps=f'{split.maps.resolve()}/', suffix=split.suffix)
+    return paths if task == 'classes' else paths | dict(annotations=str(split.path.resolve()))
 
 
 def _short_side(train, least, most):
     """The usual short side of the training images, as a multiple of 32 within limits."""
-    usual = statistics.median(min(size) for size in train.sizes.values())
+    usual = statistics.median([min(size) for size in train.sizes.values()] or [most])
     return min(max(round(usual / 32) * 32, least), most)
 
 
-def _flip(writer):
-    return writer.choose('flip', 0.5, 'Share of mirrored images: 0 if left and right differ.')
+def _choose_size(writer, task, train):
+    """The size of the images, and whether they are mirrored."""
+    if task == 'classes':
+        writer.choose('size', _short_side(train, 64, 224),
+                      'Pixels: the usual short side of the images, but 64 to 224.')
+        writer.choose('edge', 'size * 8 // 7', 'Short side before cutting to size.')
+    elif task == 'segments':
+        writer.choose('crop_size', f'({_short_side(train, 64, 512)}, ) * 2',
+                      'The usual short side of the images, but 64 to 512.')
+        writer.choose('scale', '(4 * crop_size[0], crop_size[0])',
+                      'Long and short side at most, before crops of 0.5 to 2 times this.')
+    else:
+        short = _short_side(train, 256, 800)
+        writer.choose('scale', (round(short * 1333 / 800), short), 'Long and short side at '
+                      'most. The short one is the usual one of the training images, but 256 to '
+                      '800.')
+        writer.choose('train_scales', '[(scale[0], scale[1] * n // 4) for n in (3, 4, 5)]',
+                      'Each training image gets one of them.')
+    writer.choose('flip', 0.5, 'Share of mirrored images: 0 if left and right differ.')
 
 
-def _write_coco(writer, train):
-    short = _short_side(train, 256, 800)
-    scale = writer.choose(
-        'scale', (round(short * 1333 / 800), short), 'Long and short side at most. The short '
-        'one is the usual one of the training images, but 256 to 800.')
-    scales = writer.choose('train_scales', '[(scale[0], scale[1] * n // 4) for n in (3, 4, 5)]',
-                           'Each training image gets one of them.')
-    _, _, resize, flip, _ = writer.cfg.train_dataloader.dataset.pipeline
-    resize.scales, flip.prob = scales, _flip(writer)
-    writer.cfg.val_dataloader.dataset.pipeline[1].scale = scale
-    writer.cfg.val_evaluator.update(ann_file='<val_annotations>', classwise=True)
-
-
-def _write_classes(writer, train):
-    size = writer.choose('size', _short_side(train, 64, 224),
-                         'Pixels: the usual short side of the images, but 64 to 224.')
-    train_set, val_set = (writer.cfg[f'{name}_dataloader'].dataset for name in ('train', 'val'))
-    load, pack = train_set.pipeline[0], train_set.pipeline[-1]
-    train_set.pipeline = [load, dict(type='RandomResizedCrop', scale=size),
-                          dict(type='RandomFlip', prob=_flip(writer)), pack]
-    edge = writer.choose('edge', 'size * 8 // 7', 'Short side before cutting to size.')
-    val_set.pipeline = [load, dict(type='ResizeEdge', scale=edge, edge='short'),
-                        dict(type='CenterCrop', crop_size=size), pack]
-    # Mixup, CutMix and the learning rate of the recipe are for 300 epochs of ImageNet.
-    del writer.cfg.model.train_cfg
-    writer.cfg.optim_wrapper.optimizer.lr = 1e-4
-    writer.cfg.auto_scale_lr.base_batch_size = 32
-    writer.cfg.model.head.topk = (1, )
-    writer.cfg.val_evaluator = [  # the second one's lists have a value for each class
-        dict(type='Accuracy', topk=(1, )), dict(type='SingleLabelMetric', average=None)]
-
-
-def _write_segments(writer, train):
-    crop = writer.choose('crop_size', f'({_short_side(train, 64, 512)}, ) * 2',
-                         'The usual short side of the images, but 64 to 512.')
-    scale = writer.choose('scale', '(4 * crop_size[0], crop_size[0])',
-                          'Long and short side at most, before crops of 0.5 to 2 times this.')
-    _, labels, resize, cut, flip, *_ = writer.cfg.train_dataloader.dataset.pipeline
-    resize.scale, cut.crop_size, flip.prob = scale, crop, _flip(writer)
-    _, val_resize, val_labels, _ = writer.cfg.val_dataloader.dataset.pipeline
-    val_resize.scale = scale
-    labels.reduce_zero_label = val_labels.reduce_zero_label = False
-    writer.cfg.model.data_preprocessor.size = crop
-    norm = writer.choose('norm', "'BN'", "'SyncBN' on several GPUs.")
-    _replace(writer.cfg.model, 'type', 'SyncBN', norm)
+def _adapt(writer, task):
+    """What the recipes for COCO, ImageNet and ADE20K have otherwise."""
+    cfg = writer.cfg
+    for part in ('model', 'data_preprocessor'):
+        _replace(cfg.get(part, {}), 'num_classes', None, Name('num_classes'))
+    if task == 'classes':
+        # Mixup, CutMix and the learning rate of the recipe are for 300 epochs of ImageNet.
+        del cfg.model.train_cfg
+        cfg.optim_wrapper.optimizer.lr = 1e-4
+        cfg.auto_scale_lr.base_batch_size = 32
+        cfg.model.head.topk = (1, )
+    elif task == 'segments':
+        cfg.model.data_preprocessor.size = Name('crop_size')
+        norm = writer.choose('norm', "'BN'", "'SyncBN' on several GPUs.")
+        _replace(cfg.model, 'type', 'SyncBN', norm)
 
 
 def _write_backbone(writer, name):
@@ -295,7 +306,7 @@ def _write_rate(writer, batch_size, lr):
     cfg.optim_wrapper.optimizer.lr = writer.choose(
         'lr', lr or f'{usual} * batch_size / {base}', 'As you asked.' if lr else
         f'The usual rate, {usual}, is for {base} images. On several GPUs: --auto-scale-lr.')
-    cfg.train_dataloader.batch_size = cfg.auto_scale_lr.base_batch_size = size
+    cfg.auto_scale_lr.base_batch_size = size
 
 
 def _write_schedule(writer, task, images, batch_size, epochs, iters):
@@ -304,27 +315,24 @@ def _write_schedule(writer, task, images, batch_size, epochs, iters):
     rule = epochs * -(-images // batch_size)
     hook = cfg.default_hooks.checkpoint
     if iters is None and rule >= MIN_ITERS and task != 'segments':
-        cfg.train_cfg.max_epochs = writer.choose(
-            'max_epochs', epochs, f'At least {MIN_ITERS} iterations: {rule}.')
+        writer.choose('max_epochs', epochs, f'At least {MIN_ITERS} iterations: {rule}.')
+        schedule = templates.EPOCHS
         if task != 'classes':
-            cfg.param_scheduler[1].update(
-                end='<max_epochs>', milestones=writer.choose(
-                    'milestones', '[max_epochs * 2 // 3, max_epochs * 11 // 12]',
-                    'The learning rate is divided by 10 after these epochs.'))
+            del cfg.param_scheduler
+            writer.choose('milestones', '[max_epochs * 2 // 3, max_epochs * 11 // 12]',
+                          'The learning rate is divided by 10 after these epochs.')
+            schedule += templates.STEPS
         hook.interval = 1
-        return
-    length = writer.choose('max_iters', iters or max(rule, MIN_ITERS), (
-        'As you asked.' if iters else f'{epochs} epochs, but at least {MIN_ITERS} iterations: '
-        f'{epochs} epochs are {rule}.'))
-    warmup = writer.choose('warmup', 'min(500, max_iters // 10 + 1)', 'Iterations in which the '
-                           'learning rate rises. It falls to 0 after them.')
-    interval = writer.choose('val_interval', 'max(max_iters // 10, 1)',
-                             'Iterations between tests. The best checkpoint is kept.')
-    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=length, val_interval=interval)
-    cfg.param_scheduler = [
-        dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=warmup),
-        dict(type='CosineAnnealingLR', by_epoch=False, begin=warmup, end=length, eta_min=0.)]
-    cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
-    cfg.default_hooks.logger.update(log_metric_by_epoch=False)
-    hook.update(by_epoch=False, interval=interval)
-    cfg.log_processor = dict(by_epoch=False)
+    else:
+        writer.choose('max_iters', iters or max(rule, MIN_ITERS), 'As you asked.' if iters else
+                      f'{epochs} epochs, but at least {MIN_ITERS} iterations: {epochs} epochs '
+                      f'are {rule}.')
+        writer.choose('warmup', 'min(500, max_iters // 10 + 1)', 'Iterations in which the '
+                      'learning rate rises. It falls to 0 after them.')
+        interval = writer.choose('val_interval', 'max(max_iters // 10, 1)',
+                                 'Iterations between tests. The best checkpoint is kept.')
+        del cfg.param_scheduler
+        schedule = templates.ITERS
+        cfg.default_hooks.logger.update(log_metric_by_epoch=False)
+        hook.update(by_epoch=False, interval=interval)
+    writer.parts.insert(0, schedule.strip())

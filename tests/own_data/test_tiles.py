@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from mmrest.datasets import read, tiles
-from mmrest.datasets.formats.photos import read_pixels
-from mmrest.datasets.tiles import cut
 from mmrest.errors import UserError
+from mmrest.own_data import read, tiles
+from mmrest.own_data.formats.photos import read_pixels
+from mmrest.own_data.tiles import cut
 
 from ..tiny_data import draw
 

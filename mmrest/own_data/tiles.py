@@ -10,6 +10,7 @@ from pycocotools import mask as mask_utils
 
 from ..errors import UserError
 from ..files import write_whole
+from .form import find_images
 from .formats.photos import (
     Notes,
     new_folder,
@@ -83,12 +84,10 @@ def _read(path: Path) -> dict:
 
 def _find_photos(path: Path, images: Sequence[dict]) -> List[Path]:
     """The photographs, where tools/own_data.py looks for them too, if all can be cut."""
-    places = (path.parent / 'images', path.parent,
-              path.parent.parent / path.stem.replace('instances_', ''))
-    folder = next((place for place in places
-                   if any((place / image['file_name']).is_file() for image in images)), None)
+    folder = find_images(path, [image['file_name'] for image in images])
     if folder is None:
-        raise UserError(f'{path}: none of its images is in {", ".join(map(str, places))}')
+        raise UserError(f'{path}: none of its images is in images/, beside it, or in COCO\'s '
+                        'place for them')
     photos = [folder / image['file_name'] for image in images]
     faults = []
     for photo, image in zip(photos, images):

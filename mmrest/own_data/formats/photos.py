@@ -3,6 +3,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -141,14 +142,21 @@ def read_pixels(path: Path) -> Optional[np.ndarray]:
         return None
 
 
+def read_header(path: Path) -> Tuple[Optional[Size], int]:
+    """Width and height as stored, and EXIF's orientation. (None, 0): the pixels must tell."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # nothing is decoded
+            with Image.open(path) as image:
+                return image.size, image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # Pillow only saves decoding, and OpenCV may read what it does not
+        return None, 0
+
+
 def read_size(path: Path) -> Optional[Tuple[Size, Size]]:
     """Width and height, upright as OpenCV reads them and as stored. None: unreadable."""
-    try:
-        with Image.open(path) as image:
-            stored, turned = image.size, image.getexif().get(EXIF_ORIENTATION, 1) > 4
-    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError):
-        stored, turned = None, True
-    if not turned:
+    stored, orientation = read_header(path)
+    if 1 <= orientation <= 4:
         return stored, stored
     pixels = read_pixels(path)  # OpenCV turns some formats by their EXIF and others not
     if pixels is None:

@@ -8,8 +8,8 @@ from mmengine.registry import init_default_scope
 
 from mmrest import ResT, ResTV2
 from mmrest.apis import build_model, read_config
-from mmrest.datasets import BASES, config, make_config, read, training
 from mmrest.errors import UserError
+from mmrest.own_data import BASES, config, make_config, read, training
 
 from .. import tiny_data
 from ..configs.step import train_and_predict

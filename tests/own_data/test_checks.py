@@ -4,10 +4,10 @@ import json
 import cv2
 import numpy as np
 import pytest
+from mmrest.own_data.split import Split
 from PIL import Image
 
-from mmrest.datasets import compare, contents, read
-from mmrest.datasets.split import Split
+from mmrest.own_data import compare, contents, read
 
 from .. import tiny_data
 

@@ -1,18 +1,19 @@
 """What is in a data set, and what a model sees of it, as tables to print."""
-from typing import List
+from typing import List, Sequence
 
 from mmengine.config import Config
 
-from .split import Split
+from .findings import Split
+
+PARTS = 'training', 'validation', 'test'
 
 
-def contents(train: Split, val: Split) -> str:
+def contents(splits: Sequence[Split]) -> str:
     """Number of images, and the objects, images or share of the pixels of each class."""
-    splits = train, val
-    rows = [('', 'training', 'validation'), ('images', *(len(s.sizes) for s in splits))]
-    if train.boxes:
+    rows = [('', *PARTS[:len(splits)]), ('images', *(len(s.sizes) for s in splits))]
+    if splits[0].boxes:
         rows.append(('images without objects', *(s.empty for s in splits)))
-    for name in dict.fromkeys([*train.classes, *val.classes]):
+    for name in dict.fromkeys(name for split in splits for name in split.classes):
         rows.append((name, *(_count(split, name) for split in splits)))
     return _align(rows)
 
@@ -20,11 +21,14 @@ def contents(train: Split, val: Split) -> str:
 def training(train: Split, cfg: Config) -> str:
     """The length of the training, and the sizes of the boxes beside the anchors'."""
     batch = cfg.train_dataloader.batch_size
-    images = len(train.sizes) - train.empty
+    images = len(train.sizes)
     loop = cfg.train_cfg
     length = '{max_iters} iterations' if 'max_iters' in loop else '{max_epochs} epochs'
     lines = [f'an epoch: {images} images, in {-(-images // batch)} iterations of {batch}; '
              f'the training: {length.format(**loop)}']
+    if train.left_out:
+        lines.append(f'{train.left_out} images without objects are left out: --keep-empty '
+                     'keeps them')
     head = cfg.model.get('rpn_head') or cfg.model.get('bbox_head')
     if train.boxes and head:
         lines += ['', _pyramid(train, cfg.scale, head.anchor_generator)]
@@ -34,7 +38,7 @@ def training(train: Split, cfg: Config) -> str:
 def _pyramid(train, scale, anchors):
     """Boxes by the level of the feature pyramid whose anchors are nearest in size."""
     sides = [(w * h)**0.5 * min(max(scale) / max(size), min(scale) / min(size))
-             for w, h, *size in train.boxes]
+             for _, w, h, *size in train.boxes]
     base = anchors.scales[0] if 'scales' in anchors else anchors.octave_base_scale
     rows = [('', 'boxes of', 'share')]
     low = 0.

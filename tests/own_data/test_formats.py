@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from mmrest.datasets import read
-from mmrest.datasets.formats import convert
-from mmrest.datasets.formats.photos import read_size
 from mmrest.errors import UserError
+from mmrest.own_data import read
+from mmrest.own_data.formats import convert
+from mmrest.own_data.formats.photos import read_size
 
 from ..tiny_data import (
     draw,
