@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from .formats.photos import read_header
 
 WORKERS = os.cpu_count() or 1
+OTHER_SIZE = 'the size of its run lengths is not that of the image'
 
 
 @dataclass
@@ -163,8 +164,11 @@ def _describe_objects(sample, found):
         alike = (labels[:, None] == labels) & learned[:, None] & learned
         overlaps = bbox_overlaps(boxes, boxes) * alike
         sample.pairs = (overlaps.triu(diagonal=1) > 0.8).nonzero().tolist()
-    if len(found.get('gt_masks', ())):
-        sample.lost = _check_masks(found['gt_masks'], boxes, found['img'].shape[:2], learned)
+    masks = found.get('gt_masks')
+    if masks is not None and len(masks) != len(boxes):  # BitmapMasks cuts larger ones up
+        sample.lost = dict.fromkeys(range(len(boxes)), OTHER_SIZE)
+    elif masks is not None and len(masks):
+        sample.lost = _check_masks(masks, boxes, found['img'].shape[:2], learned)
 
 
 def _check_masks(masks, boxes, size, learned):
@@ -174,9 +178,7 @@ def _check_masks(masks, boxes, size, learned):
     for i, (mask, own) in enumerate(zip(masks.masks, masks.get_bboxes('hbox').tensor)):
         box = torch.minimum(boxes[i].clamp(min=0), limits) + margin
         own = own + margin
-        if mask.shape != tuple(size):
-            wrong[i] = 'the size of its run lengths is not that of the image'
-        elif not mask.any():
+        if not mask.any():
             wrong[i] = 'no pixel of the image is within its outline'
         elif learned[i] and _overlap(box, own) < 0.5:
             wrong[i] = "its 'bbox' is not around its outline"

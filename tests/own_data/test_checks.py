@@ -4,22 +4,16 @@ import json
 import cv2
 import numpy as np
 import pytest
-from mmrest.own_data.split import Split
 from PIL import Image
 
-from mmrest.own_data import compare, contents, read
+from mmrest.own_data import contents, read
 
 from .. import tiny_data
-
-SUBSET = dict(boxes=True, masks=True, classes=False, segments=False)
 
 
 def found(task, train, val=None):
     """The findings of one split, or of both, as text."""
-    splits = [read(task, path) for path in (train, val) if path]
-    if val:
-        compare(*splits, subset=SUBSET[task])
-    return [str(finding) for split in splits for finding in split.findings]
+    return [str(finding) for split in read(task, train, val) for finding in split.findings]
 
 
 @pytest.mark.parametrize('task', tiny_data.WRITE)
@@ -27,7 +21,7 @@ def test_data_without_faults(task, tmp_path):
     train, val = (tiny_data.WRITE[task](tmp_path / name, seed)
                   for name, seed in (('train', 0), ('val', 100)))
     assert found(task, train, val) == []
-    split = read(task, train)
+    split, = read(task, train)
     assert split.classes == tiny_data.CLASSES
     assert len(split.sizes) == (8 if task == 'classes' else 4)
     assert set(split.sizes.values()) == {(96, 64)}
@@ -52,35 +46,49 @@ def copy_last(part, **fields):
     return lambda content: content[part].append(dict(content[part][-1], **fields))
 
 
+THING = 'annotation 1 (annotations[0], 0.png): '
 COCO = {
     'no objects': (copy_last('categories', id=3, name='bird'), 'W', 'bird: no objects of'),
-    'no category': (first(category_id=9), 'E', "annotation 1: 'category_id' is none of"),
-    'no image': (first(image_id=9), 'E', "annotation 1: 'image_id' is none of the images"),
+    'no category': (first(category_id=9), 'E', THING + "'category_id' is none of"),
+    'no image': (first(image_id=9), 'E', "annotation 1 (annotations[0]): 'image_id' is none"),
     'missing image': (first('images', file_name='x.png'), 'E', 'x.png: not found in '),
     'other size': (first('images', width=95), 'E', "0.png (is 96x64): the image has other "),
-    'outside': (first(bbox=[96, 5, 9, 9]), 'W', "annotation 1: 'bbox' is outside of the image"),
-    'left of it': (first(bbox=[-9, 5, 9, 9]), 'W', "annotation 1: 'bbox' is outside of the im"),
-    'partly': (first(bbox=[90, 5, 9, 9]), 'W', "annotation 1: 'bbox' is partly outside"),
-    'inverted': (first(bbox=[50, 5, -9, 9]), 'W', "annotation 1: 'bbox' is inverted"),
-    'empty': (first(bbox=[5, 5, 0, 9]), 'W', "annotation 1: 'bbox' is empty"),
-    'area 0': (first(area=0), 'W', "annotation 1: 'bbox' is empty"),
-    'words': (first(bbox=['a', 1, 2, 3]), 'E', "annotation 1: 'bbox' is not x, y, width, hei"),
-    'three': (first(bbox=[1, 2, 3]), 'E', "annotation 1: 'bbox' is not x, y, width, height"),
-    'nan': (first(bbox=[float('nan')] * 4), 'E', "annotation 1: 'bbox' is not x, y, width"),
-    'area': (first(area=None), 'E', "annotation 1: 'area' is not a number"),
-    'crowd': (every(iscrowd=1), 'W', 'cat, dog: only crowd regions'),
+    'outside': (first(bbox=[96, 5, 9, 9]), 'W', THING + "'bbox' is outside of the image"),
+    'left of it': (first(bbox=[-9, 5, 9, 9]), 'W', THING + "'bbox' is outside of the im"),
+    'partly': (first(bbox=[90, 5, 9, 9]), 'W', THING + "'bbox' is partly outside"),
+    'inverted': (first(bbox=[50, 5, -9, 9]), 'W', THING + "'bbox' is inverted"),
+    'empty': (first(bbox=[5, 5, 0, 9]), 'W', THING + "'bbox' is empty"),
+    'area 0': (first(area=0), 'W', THING + "'bbox' is empty"),
+    'ignore': (first(ignore=1), 'W', THING + "'ignore' is 1; MMDetection leaves"),
+    'ignore as text': (first(ignore='0'), 'E', THING + "'ignore' must be 0 or 1, without"),
+    'words': (first(bbox=['a', 1, 2, 3]), 'E', THING + "'bbox' is not x, y, width, hei"),
+    'three': (first(bbox=[1, 2, 3]), 'E', THING + "'bbox' is not x, y, width, height"),
+    'nan': (first(bbox=[float('nan')] * 4), 'E', THING + "'bbox' is not x, y, width"),
+    'area': (first(area=None), 'E', THING + "'area' is not a number"),
+    'crowd': (lambda c: [t.update(iscrowd=1) for t in c['annotations'][::2]], 'W',
+              'cat: only crowd regions'),
+    'crowd as text': (first(iscrowd='0'), 'E', THING + "'iscrowd' must be 0 or 1, without"),
     'annotation ids': (first(id=2), 'E', 'id 2: several annotations have it'),
     'image ids': (copy_last('images', file_name='0.png'), 'E', 'id 3: several images have it'),
     'category ids': (copy_last('categories', name='bird'), 'E', 'id 2: several categories'),
     'names twice': (copy_last('categories', id=3), 'E', 'dog: names of several categories'),
+    'numbers as names': (first('categories', name=3), 'E',
+                         "category 1 (categories[0]): 'name' must be a text"),
     'id 0': (first(id=0), 'W', '0: is the id of an annotation, and pycocotools'),
-    'string': (first('images', id='0'), 'E', "images[0]: 'id' must be a whole number"),
-    'string of image': (first(image_id='0'), 'E', "annotations[0]: 'image_id' must be a whole"),
-    'no bbox': (without('annotations', 'bbox'), 'E', "annotations[0]: no 'bbox', which MMDet"),
-    'no crowd': (without('annotations', 'iscrowd'), 'E', "annotations[0]: no 'iscrowd', "),
-    'no height': (without('images', 'height'), 'E', "images[0]: no 'height', which MMD"),
+    'string': (first('images', id='0'), 'E',
+               "image 0 (images[0], 0.png): 'id' must be a whole number"),
+    'string of image': (first(image_id='0'), 'E',
+                        "annotation 1 (annotations[0]): 'image_id' must be a whole"),
+    'size 0': (first('images', height=0), 'E', "image 0 (images[0], 0.png): 'height' must"),
+    'no bbox': (without('annotations', 'bbox'), 'E', THING + "no 'bbox', which MMDet"),
+    'no id': (without('annotations', 'id'), 'E', "annotations[0], 0.png: no 'id', which MMDet"),
+    'no crowd': (without('annotations', 'iscrowd'), 'E', THING + "no 'iscrowd', "),
+    'no height': (without('images', 'height'), 'E', "image 0 (images[0], 0.png): no 'height'"),
+    'null': (lambda c: c['annotations'].append(None), 'E', 'annotations[8]: must be an obje'),
     'no images': (lambda c: c.update(images=[]), 'E', "'images': missing, or nothing in it"),
     'no part': (lambda c: c.pop('categories'), 'E', "'categories': missing, or nothing in it"),
+    'two boxes': (copy_last('annotations', id=9, bbox=[51, 10, 24, 30]), 'W',
+                  'annotation 9 (annotations[8], 3.png): two boxes of one class on one object'),
 }
 
 
@@ -95,15 +103,42 @@ def test_coco_files(name, tmp_path):
 def test_names_of_many_are_shortened(tmp_path):
     tiny_data.write_coco(tmp_path, change=every(bbox=[5, 5, 0, 9]))
     finding = found('boxes', tmp_path)[0]
-    assert ', annotation 4, annotation 5 and 3 more: ' in finding
+    assert ', annotation 5 (annotations[4], 2.png) and 3 more: ' in finding
 
 
-def test_masks_need_segmentations_and_boxes_do_not(tmp_path):
-    tiny_data.write_coco(tmp_path, change=first(segmentation=[]))
-    finding, = found('masks', tmp_path)
-    assert finding.startswith('E ') and "annotation 1: no 'segmentation'" in finding
-    assert 'train boxes with --task boxes' in finding
+def lengths(height, width):
+    return dict(size=[height, width], counts=[height * width // 2] * 2)
+
+
+MASKS = {
+    'none': ([], 'E', "no 'segmentation', which masks need: outline these objects, or train"),
+    'two points': ([[8, 10, 32, 40]], 'E', "'segmentation' must be outlines of three corners"),
+    'odd': ([[8, 10, 32, 10, 32, 40, 8]], 'E', "'segmentation' must be outlines of three c"),
+    'nan': ([[8, 10, float('nan'), 10, 32, 40]], 'E', "'segmentation' must be outlines of "),
+    'other size': (lengths(128, 192), 'E', 'the size of its run lengths is not that of the'),
+    'fractions': ([[.1, .2, .3, .2, .3, .5]], 'W', 'no pixel of the image is within its out'),
+    'elsewhere': ([[60, 10, 84, 10, 84, 40]], 'W', "its 'bbox' is not around its outline"),
+}
+
+
+@pytest.mark.parametrize('name', MASKS)
+@pytest.mark.parametrize('crowd', [0, 1])
+def test_masks(name, crowd, tmp_path):
+    outline, level, words = MASKS[name]
+    tiny_data.write_coco(tmp_path, change=first(segmentation=outline, iscrowd=crowd))
+    findings = found('masks', tmp_path)
+    if crowd and name == 'elsewhere':
+        assert findings == []
+        return
+    finding, = findings
+    assert finding.startswith(f'{level} {tmp_path}/labels.json: {THING}{words}'), finding
     assert found('boxes', tmp_path) == []
+
+
+def test_masks_that_are_all_empty(tmp_path):
+    tiny_data.write_coco(tmp_path, change=every(segmentation=[[.1, .2, .3, .2, .3, .5]]))
+    finding, = found('masks', tmp_path)
+    assert finding.startswith('E ') and 'no pixel of the image is within its' in finding
 
 
 @pytest.mark.parametrize('content, words', [
@@ -193,9 +228,9 @@ def test_folders_of_classes(tmp_path):
     (train / 'cat/0.gif').touch()
     (train / 'dog/1.png').write_bytes(b'')
     (val / 'cat').rename(val / 'CAT')
-    expected = ['W train: cat/0.gif: left out: MMPretrain reads',
+    expected = ['E train: dog/1.png: cannot be read whole',
+                'W train: cat/0.gif: left out: MMPretrain reads',
                 'W train: bird: classes without images',
-                'E train: dog/1.png: cannot be read whole',
                 "E val: 'CAT': ", 'E val: bird: classes of']
     findings = [f.replace(f'{tmp_path}/', '') for f in found('classes', train, val)]
     assert [f[:len(e)] for f, e in zip(findings, expected)] == expected
@@ -246,12 +281,11 @@ def test_maps(name, tmp_path):
 
 def test_what_is_in_the_data(tmp_path):
     """The table of contents, cell by cell."""
-    tiny_data.write_coco(tmp_path, change=lambda content: content['annotations'].pop())
-    split = read('boxes', tmp_path)
-    table = contents(split, Split(tmp_path, tmp_path))
+    train = tiny_data.write_coco(tmp_path / 'a', 0, lambda c: c['annotations'].pop())
+    table = contents(read('boxes', train, tiny_data.write_coco(tmp_path / 'b', 100)))
     rows = [line.rsplit(maxsplit=2) for line in table.splitlines()]
-    assert rows == [['training', 'validation'], ['images', '4', '0'],
-                    ['images without objects', '0', '0'], ['cat', '4', '0'], ['dog', '3', '0']]
+    assert rows == [['training', 'validation'], ['images', '4', '4'],
+                    ['images without objects', '0', '0'], ['cat', '4', '4'], ['dog', '3', '4']]
 
 
 def test_places_of_the_images(tmp_path):
@@ -265,7 +299,7 @@ def test_places_of_the_images(tmp_path):
         content['images'][0]['file_name'] = name
         (tmp_path / json_file).parent.mkdir(exist_ok=True)
         (tmp_path / json_file).write_text(json.dumps(content))
-        split = read('boxes', tmp_path / json_file)
+        split, = read('boxes', tmp_path / json_file)
         assert split.findings == [] and (split.images / name).is_file()
 
 

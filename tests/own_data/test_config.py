@@ -21,8 +21,8 @@ ALL = [(task, model) for task, models in BASES.items() for model in models]
 @pytest.fixture(scope='module')
 def splits(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pets')
-    return {task: [read(task, write(folder / task / name, seed))
-                   for name, seed in (('train', 0), ('val', 100))]
+    return {task: read(task, *(write(folder / task / name, seed)
+                               for name, seed in (('train', 0), ('val', 100))))
             for task, write in tiny_data.WRITE.items()}
 
 
@@ -41,7 +41,7 @@ def values(node, key):
 @pytest.mark.parametrize('task, model', ALL)
 def test_what_is_chosen_from_the_data(task, model, splits, tmp_path):
     train, val = splits[task]
-    text = make_config(task, train, val, model, 'rest_base')
+    text = make_config(task, train, val, model=model, backbone='rest_base')
     (tmp_path / 'pets.py').write_text(text)
     cfg = read_config(str(tmp_path / 'pets.py'))
     assert '\n_base_' not in text
@@ -76,7 +76,8 @@ def test_what_is_chosen_from_the_data(task, model, splits, tmp_path):
     case if case == ('boxes', 'faster-rcnn') else pytest.param(*case, marks=pytest.mark.slow)
     for case in ALL])
 def test_every_model_trains(task, model, splits):
-    cfg = Config.fromstring(make_config(task, *splits[task], model, 'rest_lite'), '.py')
+    cfg = Config.fromstring(make_config(
+        task, *splits[task], model=model, backbone='rest_lite'), '.py')
     cfg.model.backbone.drop_path_rate = 0.
     if task == 'segments':
         cfg.model.data_preprocessor.size = (64, 64)
@@ -101,7 +102,8 @@ def test_many_images_are_counted_in_epochs(splits):
 
 def test_light_detectors(splits):
     for task, model in ALL[:3]:
-        cfg = Config.fromstring(make_config(task, *splits[task], model, light=True), '.py')
+        cfg = Config.fromstring(make_config(
+            task, *splits[task], model=model, light=True), '.py')
         assert cfg.model.neck.out_channels == 64
         assert 256 not in values(cfg.model, 'in_channels') + values(cfg.model, 'feat_channels')
     with pytest.raises(ValueError, match="light=True is for detectors: .*task='classes'"):

@@ -146,7 +146,7 @@ def read_header(path: Path) -> Tuple[Optional[Size], int]:
     """Width and height as stored, and EXIF's orientation. (None, 0): the pixels must tell."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # nothing is decoded
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 return image.size, image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # Pillow only saves decoding, and OpenCV may read what it does not
@@ -156,7 +156,7 @@ def read_header(path: Path) -> Tuple[Optional[Size], int]:
 def read_size(path: Path) -> Optional[Tuple[Size, Size]]:
     """Width and height, upright as OpenCV reads them and as stored. None: unreadable."""
     stored, orientation = read_header(path)
-    if 1 <= orientation <= 4:
+    if orientation in (1, 2, 3, 4):
         return stored, stored
     pixels = read_pixels(path)  # OpenCV turns some formats by their EXIF and others not
     if pixels is None:
