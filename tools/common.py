@@ -75,8 +75,12 @@ def check_data(cfg: Config, *loaders: str) -> None:
     files = {}
     for dataset in _datasets(cfg, loaders):
         kind = dataset.get('type')
-        path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
-        if getattr(kind, '__name__', kind) == 'CocoDataset' and path.is_file():
+        places = [dataset.get(key) or '' for key in ('data_root', 'ann_file')]
+        if getattr(kind, '__name__', kind) != 'CocoDataset' or not all(
+                isinstance(place, str) for place in places):
+            continue
+        path = Path(*places)
+        if path.is_file():
             masks = any(step.get('with_mask') for step in dataset.get('pipeline', []))
             if (path, masks) not in files:
                 files[path, masks] = read_coco(path, masks)

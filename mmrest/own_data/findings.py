@@ -109,7 +109,7 @@ def compare_pictures(splits: Sequence[Split]) -> None:
 def similar_names(split: Split) -> None:
     """Add names of classes of one split that differ in case, spaces, hyphens or underscores."""
     groups = {}
-    for name in split.classes:
+    for name in dict.fromkeys(split.classes):
         groups.setdefault(_plain(name), []).append(name)
     split.add('W', (' and '.join(map(repr, names)) for names in groups.values()
                     if len(names) > 1), 'two classes, though their names look like one')

@@ -242,8 +242,19 @@ def read_segments(data: Path) -> Split:
         raise FileNotFoundError(f'{data} must have two folders, images and one of PNG maps; '
                                 f'it has {names or "none"}')
     split = Split(data, data / 'images', maps=others[0])
-    split.classes = read_text(split, data / 'classes.txt').rstrip().splitlines()
-    split.classes = [name.strip() for name in split.classes]
+    text = read_text(split, data / 'classes.txt')
+    if split.usable:
+        split.classes = [name.strip() for name in text.rstrip().splitlines()]
+        _check_lines(split)
+    endings = Counter(path.suffix for path in walk(split.images, READ))
+    split.suffix = max(endings, key=endings.get, default='.jpg')
+    if not endings:
+        split.add('E', ['images'], f'no image that ends in {" ".join(READ)}')
+    return split
+
+
+def _check_lines(split):
+    """Check classes.txt."""
     split.add('E', [] if split.classes else ['classes.txt'], 'no name of a class in it')
     lines = [f'line {i}' for i, name in enumerate(split.classes, 1) if not name]
     split.add('E', lines, 'empty lines of classes.txt: a pixel is the number of a line from 0')
@@ -253,11 +264,6 @@ def read_segments(data: Path) -> Split:
     split.add('E', split.classes[IGNORED:], f'more than {IGNORED} names in classes.txt: '
               f'MMSegmentation ignores pixels of {IGNORED}, and there is no class above')
     similar_names(split)
-    endings = Counter(path.suffix for path in walk(split.images, READ))
-    split.suffix = max(endings, key=endings.get, default='.jpg')
-    if not endings:
-        split.add('E', ['images'], f'no image that ends in {" ".join(READ)}')
-    return split
 
 
 def check_names(split: Split, classes: Sequence[str]) -> None:

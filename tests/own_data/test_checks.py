@@ -1,12 +1,16 @@
 """Each fault in the data is found, and named with its level, file, id and what to do."""
 import json
+import os
+import signal
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import Dataset
 
 from mmrest.own_data import contents, read
+from mmrest.own_data.load import Sample, load_samples
 
 from .. import tiny_data
 
@@ -311,3 +315,139 @@ def test_what_is_no_data(tmp_path):
         read('boxes', tmp_path)
     with pytest.raises(FileNotFoundError, match='must have two folders, images and one of PNG'):
         read('segments', tmp_path)
+
+
+def test_a_sample_that_ends_its_process(tmp_path):
+    """It is a finding with its name; what comes after it is loaded."""
+
+    class Deadly(Dataset):
+
+        def __len__(self):
+            return 9
+
+        def __getitem__(self, i):
+            if i == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return Sample(size=(i, i))
+
+    samples = list(load_samples(Deadly(), workers=2))
+    assert [sample.size[0] for sample in samples] == [0, 1, 2, 0, 4, 5, 6, 7, 8]
+    assert 'ends the process that loads it' in samples[3].error
+    assert [bool(sample.error) for sample in samples].count(True) == 1
+
+
+def test_an_error_of_mm_is_a_finding(tmp_path, monkeypatch):
+    """Also one of a version of mm that nobody has seen, and an object that it drops."""
+    from mmdet.datasets import CocoDataset
+    tiny_data.write_coco(tmp_path)
+    parse = CocoDataset.parse_data_info
+
+    def drops(self, info):
+        info['raw_ann_info'] = [a for a in info['raw_ann_info'] if a['id'] != 3]
+        return parse(self, info)
+
+    monkeypatch.setattr(CocoDataset, 'parse_data_info', drops)
+    split, = read('boxes', tmp_path)
+    assert split.counts == dict(cat=3, dog=4)
+    finding, = map(str, split.findings)
+    assert 'annotation 3 (annotations[2], 1.png): MMDetection leaves such objects' in finding
+
+    def fails(self):
+        raise KeyError('nothing')
+
+    monkeypatch.setattr(CocoDataset, 'load_data_list', fails)
+    finding, = found('boxes', tmp_path)
+    assert finding == f"E {tmp_path}/labels.json: KeyError: mmdet cannot read it: 'nothing'"
+
+
+def test_images_that_the_training_leaves_out(tmp_path):
+    """Small ones with a warning; those without objects are counted, and kept on request."""
+    def change(content):
+        content['images'][0].update(height=20)
+        content['annotations'] = content['annotations'][2:-2]  # none on the first and last
+
+    tiny_data.write_coco(tmp_path, change=change)
+    tiny_data.draw(tmp_path / 'images/0.png', 0, (20, 96))
+    for keep_empty, sizes, left_out in ((False, 2, 1), (True, 3, 0)):
+        train, val = read('boxes', tmp_path, tmp_path, keep_empty=keep_empty)
+        assert (len(train.sizes), train.empty, train.left_out) == (sizes, sizes - 2, left_out)
+        assert (len(val.sizes), val.empty, val.left_out) == (4, 2, 0)
+        assert train.counts == val.counts == dict(cat=2, dog=2)
+        assert '0.png: less than 32 pixels wide or high' in str(train.findings[0])
+
+
+def test_nothing_to_learn(tmp_path):
+    tiny_data.write_coco(tmp_path, change=every(bbox=[.1, .2, .3, .4], area=.12))
+    assert any(f.startswith('E ') and 'nothing: mm has nothing here to train on' in f
+               for f in found('boxes', tmp_path))
+
+
+def test_two_images_of_one_file_and_similar_names(tmp_path):
+    def change(content):
+        content['images'].append(dict(content['images'][0], id=9))
+        content['annotations'][0]['image_id'] = 9
+        content['categories'].append(dict(id=3, name='D og'))
+
+    tiny_data.write_coco(tmp_path, change=change)
+    text = '\n'.join(found('boxes', tmp_path))
+    assert "W " in text and "'dog' and 'D og': two classes, though" in text
+    assert '0.png (ids 0, 9): one file for several images' in text
+    assert '0.png = 0.png: the same picture under several names' in text
+
+
+@pytest.mark.parametrize('content, words', [
+    ('{"categories": [{"name": "caf\xe9"}]}'.encode('latin-1'), 'not in UTF-8 (byte 30)'),
+    (b'\xef\xbb\xbf{}', "'images', missing".replace(',', ':')), (b'[' * 10**5, 'no JSON: ')])
+def test_encodings_of_json(content, words, tmp_path):
+    (tmp_path / 'labels.json').write_bytes(content)
+    assert words in found('boxes', tmp_path)[0]
+
+
+@pytest.mark.parametrize('content, words', [
+    (b'cat\n\ndog\n', 'line 2: empty lines of classes.txt'),
+    (b'cat\ncat\n', 'cat: several lines of classes.txt'), (b'', 'no name of a class in it'),
+    (b'\xff\xfe', 'not in UTF-8'),
+    (b''.join(b'%d\n' % i for i in range(256)), '255: more than 255 names in classes.txt')])
+def test_classes_txt(content, words, tmp_path):
+    (tiny_data.write_segments(tmp_path) / 'classes.txt').write_bytes(content)
+    finding, = found('segments', tmp_path)
+    assert finding.startswith('E ') and words in finding
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    (tiny_data.write_segments(tmp_path) / 'classes.txt').write_bytes(b'\xef\xbb\xbfcat\r\ndog')
+    split, = read('segments', tmp_path)
+    assert split.classes == ['cat', 'dog'] and split.findings == []
+
+
+def test_pixels_are_those_of_mm(tmp_path):
+    """16 bits of which little is left, EXIF that OpenCV does not follow, and hidden files."""
+    tiny_data.write_classes(tmp_path)
+    cv2.imwrite(str(tmp_path / 'cat/0.png'), np.full((64, 96), 4000, np.uint16))
+    (tmp_path / 'cat/._2.png').write_bytes(b'no image')
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (96, 64), (9, 200, 9)).save(tmp_path / 'dog/9.png', exif=exif)
+    (tmp_path / 'dog/linked').symlink_to(tmp_path / 'cat')
+    split, = read('classes', tmp_path)
+    turned, dark, same = map(str, split.findings)
+    assert 'cat/0.png, dog/linked/0.png: nearly black: mm takes the upper 8' in dark
+    height, width = cv2.imread(str(tmp_path / 'dog/9.png')).shape[:2]
+    assert split.sizes['dog/9.png'] == (width, height)
+    assert 'dog/9.png: EXIF' in turned and 'cat/2.png = dog/linked/2.png' in same
+    assert split.counts == dict(cat=4, dog=9)
+
+
+def test_a_hidden_folder_is_no_class(tmp_path):
+    (tiny_data.write_classes(tmp_path) / '.ipynb_checkpoints').mkdir()
+    finding, = found('classes', tmp_path)
+    assert finding.startswith('E ') and '.ipynb_checkpoints: hidden folders' in finding
+
+
+def test_maps_of_16_bits(tmp_path):
+    tiny_data.write_segments(tmp_path)
+    values = np.zeros((64, 96), np.uint16)
+    values[9] = 256
+    cv2.imwrite(str(tmp_path / 'maps/0.png'), values)
+    finding = found('segments', tmp_path)[0]
+    assert finding.startswith('E ') and '0.png: values up to 256: mm keeps the las' in finding

@@ -190,3 +190,32 @@ def test_box_sizes_beside_the_anchors(splits):
     assert row.startswith('anchors of 128 px, stride 16') and '91 to 181 px' in row  # 107 px
     cfg.scale = (32, 24)
     assert '\n100% of the boxes are smaller than half of the small' in training(train, cfg)
+
+
+def test_names_are_text_and_numbers_are_checked(splits):
+    train, val = splits['boxes']
+    names = ['<scale>', "it's", '$x {y} %s', 'a"b\\n']
+    train = type(train)(**{**vars(train), 'classes': names})
+    cfg = Config.fromstring(make_config('boxes', train, val, iters=1), '.py')
+    assert cfg.classes == tuple(names) == cfg.train_dataloader.dataset.metainfo.classes
+    assert all(step.get('begin', 0) < step.end for step in cfg.param_scheduler)
+    for options in (dict(iters=0), dict(iters=-3), dict(batch_size=-2), dict(lr=float('nan'))):
+        (name, value), = options.items()
+        with pytest.raises(UserError, match=f'{name}={value} must be above 0'):
+            make_config('boxes', train, val, **options)
+
+
+def test_a_third_split_and_empty_images(splits):
+    for task in splits:
+        train, val = splits[task]
+        text = make_config(task, train, val, train, keep_empty=task == 'masks')
+        cfg = Config.fromstring(text, '.py')
+        mine, theirs = (cfg[f'{name}_dataloader'].dataset for name in ('test', 'train'))
+        assert mine.data_prefix == theirs.data_prefix != cfg.val_dataloader.dataset.data_prefix
+        assert mine.pipeline == cfg.val_dataloader.dataset.pipeline
+        assert 'No --test' not in text
+        if task in ('boxes', 'masks'):
+            assert cfg.test_evaluator.ann_file == str(train.path.resolve()) == mine.ann_file
+            assert theirs.filter_cfg.filter_empty_gt == (task == 'boxes')
+        assert 'No --test: tools/test.py takes the validation' in ' '.join(
+            make_config(task, train, val).replace('\n#', '').split())

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from mmrest.apis import package_of
 
-from ..tiny_data import DETECTOR_OPTIONS, DIGITS, write_detector, write_digits
+from ..tiny_data import DETECTOR_OPTIONS, DIGITS, write_coco2017, write_detector, write_digits
 from ..torture.training import Run, content, distance, same
 from .conftest import ROOT, SMALL
 
@@ -308,3 +308,45 @@ def test_pure_python_configs_and_the_address_of_a_checkpoint(trained):
     ('mmdet.RetinaNet', 'mmpose', 'mmpose'), ('RetinaNet', None, 'mmdet')])
 def test_which_package_a_config_is_for(kind, scope, package):
     assert package_of(Config(dict(model=dict(type=kind), default_scope=scope))) == package
+
+
+@pytest.fixture
+def pets(tools, tmp_path):
+    """Writes a data set of cats and dogs; returns datasets whose classes are given."""
+    def write(classes):
+        write_coco2017(tmp_path, num_images=2)
+        part = dict(type='CocoDataset', data_root=str(tmp_path / 'data/coco'),
+                    metainfo=dict(classes=classes))
+        return Config({f'{name}_dataloader': dict(dataset=dict(
+            part, ann_file=f'annotations/instances_{name}2017.json')) for name in (
+                'train', 'val')})
+    return write
+
+
+@pytest.mark.parametrize('classes, words', [
+    (('kat', 'dog'), 'kat: classes of the config that the categories do not have'),
+    (('dog', 'cat'), 'cat, dog: MMDetection numbers the classes in the order of the file')])
+def test_classes_are_compared_before_a_run(classes, words, pets, capsys):
+    from common import check_data
+    with pytest.raises(SystemExit, match='2 errors in the data: correct them before the run'):
+        check_data(pets(classes), 'train_dataloader', 'val_dataloader')
+    assert words in capsys.readouterr().out
+
+
+def test_classes_that_are_right_are_said_once(pets, tmp_path, capsys):
+    from common import check_data
+    (tmp_path / 'names.txt').write_text('cat\ndog\n')
+    for classes in (('cat', 'dog'), ('dog', ), str(tmp_path / 'names.txt')):
+        check_data(pets(classes), 'train_dataloader', 'val_dataloader')
+        line, = capsys.readouterr().out.splitlines()
+        assert 'instances_val2017.json in ' in line and '--no-check leaves this out' in line
+
+
+def test_a_misspelt_class_ends_a_run_before_it_starts(tmp_path):
+    config = write_detector(tmp_path)
+    config.write_text(config.read_text().replace("['cat', 'dog']", "['kat', 'dog']"))
+    process = Run(tmp_path, config, script=ROOT / 'tools/train.py')
+    assert process.wait() == 1
+    *_, last = process.text().strip().splitlines()
+    assert last.startswith('2 errors in the data') and 'kat: classes of' in process.text()
+    assert not (tmp_path / 'work_dirs').exists()
