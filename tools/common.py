@@ -1,13 +1,16 @@
 """What train.py and test.py share: options, reading the config, and checks of its data."""
 import argparse
+import inspect
 import os
 import time
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
 
 import mmrest.engine  # noqa: F401  for configs written by mmrest 0.1.0
 from mmrest.apis import package_of, read_config
+from mmrest.errors import UserError
 from mmrest.own_data import Split, check_names, read_coco
 from mmrest.safe_reading import register_safe_loader
 
@@ -38,10 +41,12 @@ def load_config(args: argparse.Namespace, *loaders: str) -> Config:
 
     Raises:
         FileNotFoundError: The config does not exist, or a file or folder of its data.
+        UserError: An option changes nothing.
         SystemExit: The data has errors, see :func:`check_data`.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config, args.cfg_options)
+    _check_options(cfg, args.cfg_options or {})
     resumes = getattr(args, 'resume', None) or cfg.get('resume')
     register_safe_loader(weights_only=not resumes)
     missing = [path for dataset in _datasets(cfg, loaders) for path in _local_paths(dataset)
@@ -61,6 +66,29 @@ def load_config(args: argparse.Namespace, *loaders: str) -> Config:
                 cfg[name].setdefault('persistent_workers', cfg[name].get('num_workers', 0) > 0)
                 cfg[name].setdefault('collate_fn', dict(type='default_collate'))
     return cfg
+
+
+def _check_options(cfg, options):
+    """Refuse what the runner does not read: a variable of a config that others were made of."""
+    known = {'custom_imports', 'tta_model', 'tta_pipeline', 'runner_type',
+             *inspect.signature(Runner).parameters}
+    for option, value in options.items():
+        name = option.partition('.')[0]
+        if name not in known and 'runner_type' not in cfg:
+            read = [path for part in sorted(known & set(cfg))
+                    for path in _find(cfg[part], name, part)]
+            ways = ' or '.join(f'{path}={value}' for path in read) or 'another option'
+            raise UserError(f'--cfg-options {option}={value} changes nothing: {name!r} is a '
+                            f'variable of {cfg.filename}. Edit it there, or take {ways}')
+
+
+def _find(node, name, path):
+    """The places of a key in a config, as --cfg-options names them."""
+    if isinstance(node, (dict, list)):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if key == name:
+                yield f'{path}.{key}'
+            yield from _find(value, name, f'{path}.{key}')
 
 
 def check_data(cfg: Config, *loaders: str) -> None:

@@ -21,8 +21,7 @@ from mmrest.files import write_whole
 from mmrest.own_data import BASES, contents, make_config, read, training
 
 
-@exit_on_user_error
-def main() -> None:
+def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--task', choices=BASES, required=True)
@@ -45,8 +44,18 @@ def main() -> None:
         '--light', action='store_true', help='narrow heads and few proposals, for a CPU')
     parser.add_argument(
         '--keep-empty', action='store_true', help='train on images without objects, too')
-    args = parser.parse_args()
+    parser.add_argument(
+        '--scale', type=int, nargs=2, metavar=('W', 'H'), help='long and short side of a '
+        "detector's images at most, instead of the rule")
+    parser.add_argument(
+        '--patience', type=int, default=5, help='end the training after so many tests without '
+        'a better one; 0: never (default: 5)')
+    return parser.parse_args()
 
+
+@exit_on_user_error
+def main() -> None:
+    args = parse_args()
     start = time.perf_counter()
     splits = read(args.task, args.train, args.val, args.test, args.keep_empty)
     print(f'Read and loaded as mm does, in {time.perf_counter() - start:.0f} s.\n')
@@ -59,7 +68,7 @@ def main() -> None:
     text = make_config(
         args.task, *splits, model=args.model, backbone=args.backbone, load_from=args.load_from,
         batch_size=args.batch_size, iters=args.iters, lr=args.lr, light=args.light,
-        keep_empty=args.keep_empty)
+        keep_empty=args.keep_empty, scale=args.scale, patience=args.patience)
     print('', training(splits[0], Config.fromstring(text, '.py')), sep='\n')
     if args.out:
         write_whole(args.out, text.encode())

@@ -1,9 +1,11 @@
 """A complete config for a data set, from one of ours."""
 import inspect
+import math
 import statistics
 import textwrap
+from collections import defaultdict
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Dict, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -32,6 +34,8 @@ RECIPES = dict(
     boxes=(4, 12, 'coco/bbox_mAP'), masks=(4, 12, 'coco/segm_mAP'),
     classes=(32, 100, 'accuracy/top1'), segments=(4, 60, 'mIoU'))
 MIN_ITERS = 3000
+ANCHOR = 32  # pixels: the smallest of our detectors
+BELOW = 0.7  # of it: smaller objects are hardly found
 BACKBONES = {f'{kind.__name__.lower()}_{arch}': (kind, arch)
              for kind in (ResT, ResTV2) for arch in kind.arch_zoo}
 # Of a config of ours, what is not taken: it is in the templates, or of no use elsewhere.
@@ -87,7 +91,8 @@ def make_config(task: str, train: Split, val: Split, test: Optional[Split] = Non
                 model: Optional[str] = None, backbone: str = 'rest_small',
                 load_from: Optional[str] = None, batch_size: Optional[int] = None,
                 iters: Optional[int] = None, lr: Optional[float] = None, light: bool = False,
-                keep_empty: bool = False) -> str:
+                keep_empty: bool = False, scale: Optional[Sequence[int]] = None,
+                patience: int = 5) -> str:
     """Write a config that trains a model on a data set as it is.
 
     Args:
@@ -101,9 +106,11 @@ def make_config(task: str, train: Split, val: Split, test: Optional[Split] = Non
             or a whole model, see :func:`~mmrest.safe_reading.read_state_dict`.
         batch_size (int, optional): Images of a batch on each GPU.
         iters (int, optional): Iterations of the training, instead of the rule.
-        lr (float, optional): Learning rate, instead of the recipe's, scaled to the batch.
+        lr (float, optional): Learning rate, instead of the rule.
         light (bool): A detector with narrow heads and few proposals, for a CPU.
         keep_empty (bool): Whether a detector is trained on images without objects, too.
+        scale (tuple, optional): Long and short side of a detector's images at most.
+        patience (int): Ends the training after so many tests without a better one; 0: never.
 
     Returns:
         str: The content of the file.
@@ -116,24 +123,26 @@ def make_config(task: str, train: Split, val: Split, test: Optional[Split] = Non
     model = model or next(iter(BASES[task]))
     if model not in BASES[task]:
         raise UserError(f'{model=} for {task=} must be one of {", ".join(BASES[task])}')
-    for name, value in dict(batch_size=batch_size, iters=iters, lr=lr).items():
+    sides = dict(zip(('scale[0]', 'scale[1]'), scale or ()))
+    for name, value in dict(batch_size=batch_size, iters=iters, lr=lr, **sides).items():
         if value is not None and not 0 < value < float('inf'):
             raise UserError(f'{name}={value} must be above 0')
+    if patience < 0:
+        raise UserError(f'{patience=} must be at least 0')
     default_batch, epochs, score = RECIPES[task]
     writer = Writer(BASES[task][model])
     splits = dict(train=train, val=val) | (dict(test=test) if test else {})
     _choose_data(writer, task, splits, train.classes, keep_empty)
-    _choose_size(writer, task, train)
+    _choose_size(writer, task, train, light, scale)
     _adapt(writer, task)
     _write_backbone(writer, backbone)
     if light:
         _write_light(writer, task)
-    _write_load_from(writer, load_from)
+    start = _write_load_from(writer, load_from)
     batch_size = batch_size or default_batch
-    _write_rate(writer, batch_size, lr)
+    _write_rate(writer, task, batch_size, lr, start, light)
     _write_schedule(writer, task, len(train.sizes), batch_size, epochs, iters)
-    writer.cfg.default_hooks.checkpoint.update(
-        save_best=score, rule='greater', max_keep_ckpts=2)
+    _write_hooks(writer, score, patience)
     command = f'--task {task} --model {model} --backbone {backbone}'
     return writer.text(f'''\
 # Written by tools/own_data.py of mmrest {__version__}: {command}
@@ -180,8 +189,10 @@ def _short_side(train, least, most):
     return min(max(round(usual / 32) * 32, least), most)
 
 
-def _choose_size(writer, task, train):
+def _choose_size(writer, task, train, light=False, scale=None):
     """The size of the images, and whether they are mirrored."""
+    if scale and task in ('classes', 'segments'):
+        raise UserError(f'{scale=} is for detectors: leave it out for {task=}')
     if task == 'classes':
         writer.choose('size', _short_side(train, 64, 224),
                       'Pixels: the usual short side of the images, but 64 to 224.')
@@ -192,13 +203,49 @@ def _choose_size(writer, task, train):
         writer.choose('scale', '(4 * crop_size[0], crop_size[0])',
                       'Long and short side at most, before crops of 0.5 to 2 times this.')
     else:
-        short = _short_side(train, 256, 800)
-        writer.choose('scale', (round(short * 1333 / 800), short), 'Long and short side at '
-                      'most. The short one is the usual one of the training images, but 256 to '
-                      '800.')
+        _choose_scale(writer, train, light, scale)
+    writer.choose('flip', 0.5, 'Share of mirrored images: 0 if left and right differ.')
+
+
+def _choose_scale(writer, train, light, scale):
+    short = _short_side(train, 256, 800)
+    if scale:
+        value, why = tuple(scale), 'as you asked.'
+    elif light:
+        value, why = smallest_scale(train), (
+            'the smallest, with a short side of 256 or more, at which half of the objects of '
+            f'each class have {BELOW} of the smallest anchor, or the size of the images.')
+    else:
+        value, why = (round(short * 1333 / 800), short), (
+            'the short one is the usual one of the training images, but 256 to 800.')
+    writer.choose('scale', repr(value), f'Long and short side at most: {why}')
+    if light:  # with a budget for a CPU, several sizes take longer and learn less
+        writer.choose('train_scales', '[scale]', 'Each training image gets one of them.')
+    else:
         writer.choose('train_scales', '[(scale[0], scale[1] * n // 4) for n in (3, 4, 5)]',
                       'Each training image gets one of them.')
-    writer.choose('flip', 0.5, 'Share of mirrored images: 0 if left and right differ.')
+
+
+def smallest_scale(train: Split) -> Tuple[int, int]:
+    """Long and short side at which each class is large enough for the smallest anchor."""
+    sizes = list(train.sizes.values()) or [(256, 256)]
+    long, short = (statistics.median(map(side, sizes)) for side in (max, min))
+    low = math.ceil(256 * long / short / 32)
+    for step in range(low, max(low, int(long) // 32) + 1):
+        scale = 32 * step, round(32 * step * short / long)
+        usual = usual_sizes(train, scale)
+        if all(size >= BELOW * ANCHOR for size in usual.values()):
+            break
+    return scale
+
+
+def usual_sizes(train: Split, scale: Sequence[int]) -> Dict[str, float]:
+    """The median size of each class's boxes, root of width x height, in images of a scale."""
+    sides = defaultdict(list)
+    for name, w, h, *size in train.boxes:
+        factor = min(max(scale) / max(size), min(scale) / min(size))
+        sides[name].append((w * h)**0.5 * factor)
+    return {name: statistics.median(sides[name]) for name in train.classes if sides[name]}
 
 
 def _adapt(writer, task):
@@ -273,7 +320,10 @@ def _replace(config, key, old, new):
 
 
 def _write_load_from(writer, checkpoint):
-    """Start from a whole model, or from a backbone: the names in the file tell which."""
+    """Start from a whole model, or from a backbone: the names in the file tell which.
+
+    Returns 'model', 'backbone', or None without a checkpoint.
+    """
     cfg = writer.cfg
     if checkpoint is not None:
         state = read_state_dict(checkpoint)
@@ -291,21 +341,29 @@ def _write_load_from(writer, checkpoint):
                 'pretrained', repr(checkpoint), 'Weights of the backbone.'))
             if 'backbone' in parts:
                 cfg.model.backbone.init_cfg.prefix = 'backbone.'
-            return
+            return 'backbone'
     cfg.load_from = writer.choose(
         'load_from', repr(checkpoint), 'A trained model. Heads with another number of classes '
-        'start from scratch, and the log names them.' if checkpoint else 'No trained model, so '
-        'that few images teach little: see --load-from.')
+        'start from scratch, and the log names them.' if checkpoint else 'No trained model: '
+        'see --load-from.')
+    return 'model' if checkpoint else None
 
 
-def _write_rate(writer, batch_size, lr):
+def _write_rate(writer, task, batch_size, lr, start, light):
     cfg = writer.cfg
     size = writer.choose('batch_size', batch_size, 'Images on each GPU.')
     base = cfg.auto_scale_lr.base_batch_size
     usual = cfg.optim_wrapper.optimizer.lr
+    several = 'On several GPUs: --auto-scale-lr.'
+    if task in ('boxes', 'masks') and (start is None or start == 'model' and light):
+        code, why = '5e-4 * (batch_size / 2)**0.5', (
+            f'Most of the weights start from nothing: 5e-4 for 2 images. {several}')
+        cfg.optim_wrapper.clip_grad = dict(max_norm=5.)
+    else:
+        code, why = f'{usual} * batch_size / {base}', (
+            f'The usual rate, {usual}, is for {base} images. {several}')
     cfg.optim_wrapper.optimizer.lr = writer.choose(
-        'lr', lr or f'{usual} * batch_size / {base}', 'As you asked.' if lr else
-        f'The usual rate, {usual}, is for {base} images. On several GPUs: --auto-scale-lr.')
+        'lr', lr or code, 'As you asked.' if lr else why)
     cfg.auto_scale_lr.base_batch_size = size
 
 
@@ -336,3 +394,16 @@ def _write_schedule(writer, task, images, batch_size, epochs, iters):
         cfg.default_hooks.logger.update(log_metric_by_epoch=False)
         hook.update(by_epoch=False, interval=interval)
     writer.parts.insert(0, schedule.strip())
+
+
+def _write_hooks(writer, score, patience):
+    """The best checkpoint, the validation loss, and an end when nothing improves."""
+    cfg = writer.cfg
+    cfg.default_hooks.checkpoint.update(save_best=score, rule='greater', max_keep_ckpts=2)
+    cfg.custom_hooks = [dict(type='ValLossHook')]
+    if patience:
+        tests = writer.choose('patience', patience, 'The training ends after so many tests '
+                              'without a better one.')
+        cfg.custom_hooks.append(dict(
+            type='EarlyStoppingHook', monitor=score, rule='greater', min_delta=0.,
+            patience=tests))

@@ -3,7 +3,8 @@ from typing import List, Sequence
 
 from mmengine.config import Config
 
-from .findings import Split
+from .config import ANCHOR, BELOW, usual_sizes
+from .findings import Finding, Split
 
 PARTS = 'training', 'validation', 'test'
 
@@ -30,9 +31,34 @@ def training(train: Split, cfg: Config) -> str:
         lines.append(f'{train.left_out} images without objects are left out: --keep-empty '
                      'keeps them')
     head = cfg.model.get('rpn_head') or cfg.model.get('bbox_head')
+    lines.append(f'learning rate {cfg.lr:.3g} for {batch} images, '
+                 f'{_start(cfg)}')
     if train.boxes and head:
-        lines += ['', _pyramid(train, cfg.scale, head.anchor_generator)]
+        lines += ['', _pyramid(train, cfg.scale, head.anchor_generator), '',
+                  _classes(train, cfg.scale), *_too_small(train, cfg.scale)]
     return '\n'.join(lines)
+
+
+def _too_small(train, scale):
+    where = [f'{name} ({size:.0f} px)' for name, size in usual_sizes(train, scale).items()
+             if size < BELOW * ANCHOR]
+    what = (f'half of the objects are below {BELOW} of the smallest anchor, {ANCHOR} px, in '
+            f'images of {scale[0]} x {scale[1]}, and hardly found: take a larger --scale, or '
+            'cut tiles by tools/dataset_converters/tile_coco.py')
+    return [str(Finding('W', train.path, where, what))] if where else []
+
+
+def _start(cfg):
+    if cfg.get('load_from'):
+        return f'from the model of {cfg.load_from}'
+    return f'from the backbone of {cfg.pretrained}' if 'pretrained' in cfg else 'from nothing'
+
+
+def _classes(train, scale):
+    rows = [('', 'usual size', f'of {ANCHOR} px')]
+    for name, size in usual_sizes(train, scale).items():
+        rows.append((name, f'{size:.0f} px', f'{size / ANCHOR:.2f}'))
+    return f'each class beside the smallest anchor\n{_align(rows)}'
 
 
 def _pyramid(train, scale, anchors):
@@ -50,13 +76,8 @@ def _pyramid(train, scale, anchors):
         low = high
     found = sum(side >= low for side in sides)
     rows.append(('larger', f'from {low:.0f} px', f'{found / len(sides):.1%}'))
-    small = sum(side < base * anchors.strides[0] / 2 for side in sides) / len(sides)
-    text = ('size of a box: root of width x height, after the image is resized to at most '
+    return ('size of a box: root of width x height, after the image is resized to at most '
             f'{max(scale)} x {min(scale)}\n{_align(rows)}')
-    if small > 0.2:
-        text += (f'\n{small:.0%} of the boxes are smaller than half of the smallest anchors: '
-                 "raise the config's scale, or cut the images into tiles")
-    return text
 
 
 def _count(split, name):
