@@ -58,10 +58,10 @@ def test_what_is_chosen_from_the_data(task, model, splits, tmp_path):
     channels = part.get('in_channels') or [cfg.model.head.in_channels]
     assert channels == [96, 192, 384, 768][-len(channels):]
     base = Config.fromfile(config.CONFIGS / BASES[task][model])
-    rate = 1e-4 / 32 if task == 'classes' else (
-        base.optim_wrapper.optimizer.lr / base.auto_scale_lr.base_batch_size)
     batch = cfg.train_dataloader.batch_size
-    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(rate * batch)
+    usual = base.optim_wrapper.optimizer.lr * batch / base.auto_scale_lr.base_batch_size
+    rate = dict(classes=1e-4 / 32 * batch, segments=usual).get(task, 5e-4 * (batch / 2)**0.5)
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(rate)
     assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=batch)
     hook = cfg.default_hooks.checkpoint
     assert (hook.save_best, hook.rule) == (config.RECIPES[task][2], 'greater')
@@ -188,9 +188,50 @@ def test_box_sizes_beside_the_anchors(splits):
     assert rows[0] == 'an epoch: 4 images, in 1 iterations of 4; the training: 3000 iterations'
     row, = (row for row in rows if '100.0%' in row)
     assert row.startswith('anchors of 128 px, stride 16') and '91 to 181 px' in row  # 107 px
-    cfg.scale = (32, 24)
-    assert '\n100% of the boxes are smaller than half of the small' in training(train, cfg)
+    assert '\ncat      107 px      3.35' in training(train, cfg)
+    cfg.scale = (48, 32)  # 13.4 px
+    last = training(train, cfg).splitlines()[-1]
+    assert ': cat (13 px), dog (13 px): half of the objects are below 0.7 of the small' in last
 
+
+@pytest.mark.parametrize('load_from, light, hot', [
+    (None, True, True), (None, False, True), ('backbone', True, False), ('model', True, True),
+    ('model', False, False)])
+def test_rates_of_detectors(load_from, light, hot, splits, tmp_path):
+    """From nothing, or with new heads alone; trained weights take the recipe's."""
+    path = None
+    if load_from:
+        path = str(tmp_path / 'weights.pth')
+        torch.save(weights(*(('backbone.', ['neck.x']) if load_from == 'model' else ())), path)
+    cfg = Config.fromstring(make_config(
+        'boxes', *splits['boxes'], load_from=path, light=light, batch_size=8), '.py')
+    assert cfg.optim_wrapper.optimizer.lr == (1e-3 if hot else 1e-4 * 8 / 16)
+    assert cfg.optim_wrapper.get('clip_grad') == (dict(max_norm=5.) if hot else None)
+
+
+def test_the_smallest_scale_that_shows_each_class(splits):
+    """Objects of 40 px in 640 x 480 have 22.4 px, 0.7 of 32, at a long side of 358."""
+    train, val = splits['boxes']
+    sizes = {str(i): (640, 480) for i in range(9)}
+    for side, expected in ((40., (384, 288)), (24., (608, 456)), (9., (640, 480)),
+                           (200., (352, 264))):
+        boxes = [('cat', side, side, 640, 480), ('dog', 300., 300., 640, 480)]
+        mine = type(train)(**{**vars(train), 'sizes': sizes, 'boxes': boxes})
+        cfg = Config.fromstring(make_config('boxes', mine, val, light=True), '.py')
+        assert tuple(cfg.scale) == expected == tuple(cfg.train_scales[0])
+    asked = Config.fromstring(make_config('boxes', train, val, scale=(99, 66)), '.py')
+    assert asked.scale == (99, 66) == asked.val_dataloader.dataset.pipeline[1].scale
+    with pytest.raises(UserError, match='is for detectors: leave it out'):
+        make_config('classes', *splits['classes'], scale=(99, 66))
+
+
+def test_the_hooks_of_a_run(splits):
+    for task, score in (('boxes', 'coco/bbox_mAP'), ('segments', 'mIoU')):
+        hooks = Config.fromstring(make_config(task, *splits[task]), '.py').custom_hooks
+        assert hooks == [dict(type='ValLossHook'), dict(
+            type='EarlyStoppingHook', monitor=score, rule='greater', min_delta=0., patience=5)]
+    never = make_config('boxes', *splits['boxes'], patience=0)
+    assert Config.fromstring(never, '.py').custom_hooks == [dict(type='ValLossHook')]
 
 def test_names_are_text_and_numbers_are_checked(splits):
     train, val = splits['boxes']
