@@ -7,10 +7,9 @@ import os
 from common import load_config, make_parser
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS, RUNNERS
-from mmengine.runner import Runner
 
 from mmrest.apis import exit_on_user_error, package_of
-from mmrest.engine import CheckFitHook
+from mmrest.engine import CheckFitHook, ShortLogRunner
 from mmrest.errors import UserError
 
 # Averages predictions, unless the config has a tta_model.
@@ -71,7 +70,7 @@ def main() -> None:
     cfg = load_config(args, 'test_dataloader')
     if '://' not in args.checkpoint and not os.path.exists(args.checkpoint):
         raise FileNotFoundError(f'checkpoint={args.checkpoint!r}: no such file')
-    cfg.load_from = args.checkpoint
+    cfg.load_from, cfg.resume = args.checkpoint, False  # True in the work_dir of a resumed run
     package = package_of(cfg)  # before the model is wrapped
     if args.show or args.show_dir:
         add_visualization(cfg, args.show, args.show_dir)
@@ -79,7 +78,7 @@ def main() -> None:
         add_tta(cfg)
     if args.out and package == 'mmseg':
         cfg.test_evaluator.output_dir = args.out
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ShortLogRunner.from_cfg(cfg)
     runner.register_hook(CheckFitHook())
     if args.out and package != 'mmseg':
         dump = 'mmdet.DumpDetResults' if package == 'mmdet' else 'DumpResults'

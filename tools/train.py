@@ -4,15 +4,15 @@ python tools/train.py configs/mask_rcnn/rest_small_fpn_1x_coco.py --work-dir out
 torchrun --nproc_per_node 8 tools/train.py CONFIG --launcher pytorch
 """
 import os
+import sys
 from pathlib import Path
 from typing import Optional
 
 from common import load_config, make_parser
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
 from mmrest.apis import exit_on_user_error
-from mmrest.engine import CheckFitHook
+from mmrest.engine import CheckFitHook, ReportHook, ShortLogRunner, set_amp
 from mmrest.errors import UserError
 
 LOADERS = ('train_dataloader', 'val_dataloader')
@@ -20,7 +20,8 @@ LOADERS = ('train_dataloader', 'val_dataloader')
 
 def parse_args():
     parser = make_parser(__doc__.splitlines()[0])
-    parser.add_argument('--amp', action='store_true', help='train with mixed precision')
+    parser.add_argument('--amp', action='store_true', help='train with mixed precision, on a '
+                        'CPU in bfloat16')
     parser.add_argument('--auto-scale-lr', action='store_true', help='multiply the learning '
                         "rate by batch size / the config's auto_scale_lr.base_batch_size")
     parser.add_argument('--resume', nargs='?', const='auto', help='continue from this '
@@ -58,8 +59,7 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args, *LOADERS)
     if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        set_amp(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size, which '
@@ -69,8 +69,12 @@ def main() -> None:
         cfg.resume = True
         auto = args.resume == 'auto'
         cfg.load_from = find_checkpoint(cfg.work_dir) if auto else args.resume
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ShortLogRunner.from_cfg(cfg)
     runner.register_hook(CheckFitHook())
+    # With --cfg-options, the model is that of the config in the work_dir.
+    config = Path(cfg.work_dir, Path(args.config).name) if args.cfg_options else args.config
+    test = Path(sys.argv[0]).with_name('test.py')
+    runner.register_hook(ReportHook(['python', str(test), str(config)]))
     runner.train()
 
 

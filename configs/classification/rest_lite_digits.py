@@ -14,7 +14,7 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         to_rgb=True,
         num_classes=10),
-    backbone=dict(arch='lite', drop_path_rate=0.),
+    backbone=dict(arch='lite', drop_path_rate=0., init_cfg=dict(type='FromScratch')),
     head=dict(num_classes=10, topk=(1, )))
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=350)

@@ -73,6 +73,8 @@ class ResT(BaseModule):
             loads published weights or our own (``prefix='backbone.'`` for a detector's
             checkpoint), see :func:`~mmrest.models.checkpoint.load_pretrained`. ``None``
             means the published initialisation: weights normal with std 0.02, biases 0.
+            ``dict(type='FromScratch')`` opens the gates of pixel attention, see
+            :class:`~mmrest.models.FromScratch`.
         backend (str, optional): What computes the attention, see
             :func:`~mmrest.ops.choose_backend`.
         norm_in_trunk (bool): Feeds each output norm into the next stage, as the published

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from mmrest.engine import ReseedHook
+from mmrest.engine import ReseedHook, reseed
 
 
 def draw():
@@ -41,3 +41,21 @@ def test_numbers_depend_on_seed_and_step_alone():
 def test_no_number_comes_twice():
     every = [value for step in numbers(100).values() for part in step for value in part]
     assert len(set(every)) == len(every) == 600
+
+
+def test_each_process_draws_its_own_numbers_after_a_resumption_too(monkeypatch):
+    whole = []
+    for rank in range(4):
+        monkeypatch.setattr(reseed, 'get_rank', lambda rank=rank: rank)
+        whole.append(numbers(6))
+        assert numbers(6, start=3) == {step: whole[-1][step] for step in range(3, 6)}
+    every = [value for drawn in whole for step in drawn.values() for part in step
+             for value in part]
+    assert len(set(every)) == len(every) == 144
+
+
+def test_the_first_process_draws_what_it_drew_before_ranks_counted():
+    """Measured with the hook of commit 04749d7: digits trained since then come out the same."""
+    assert numbers(1)[0] == (
+        (0.9533653155332881, 0.5355993486273284, 0.11343264579772949),
+        (0.24173185382239104, 0.8524578430823841, 0.22920697927474976))

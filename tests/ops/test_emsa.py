@@ -191,7 +191,7 @@ def test_blocks_on_a_gpu_have_16_million_elements(monkeypatch):
 @pytest.fixture
 def bfloat16_products(monkeypatch):
     """The types of products' factors, with products of bfloat16 whatever this CPU has."""
-    monkeypatch.setattr(chunked, '_multiplies_bfloat16', lambda: True)
+    monkeypatch.setattr(chunked, 'cpu_has_bfloat16', lambda: True)
     product, types = chunked._product, []
     monkeypatch.setattr(chunked, '_product', lambda a, b, *args: (
         types.append({a.dtype, b.dtype}) or product(a, b, *args)))
@@ -236,7 +236,7 @@ def test_bfloat16_products_are_no_further_off_than_twice_the_reference(
 def test_other_types_and_cpus_have_no_products_of_bfloat16(
         dtype, wide, bfloat16_products, monkeypatch):
     if dtype == torch.bfloat16:  # a CPU without instructions for it
-        monkeypatch.setattr(chunked, '_multiplies_bfloat16', lambda: False)
+        monkeypatch.setattr(chunked, 'cpu_has_bfloat16', lambda: False)
     q, k, v, mix, _ = draw(1, 2, 9, 5, 4, dtype)
     emsa_attention(q, k, v, mix, backend='chunked').sum().backward()
     assert bfloat16_products == [{wide}] * 3

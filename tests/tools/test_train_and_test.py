@@ -1,6 +1,8 @@
 """tools/train.py, tools/test.py, mim and mmdet's inferencer, on a few small images."""
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -16,7 +18,11 @@ from torch.testing import assert_close
 
 from mmrest.apis import package_of
 
+<<<<<<< HEAD
 from ..tiny_data import DETECTOR_OPTIONS, DIGITS, write_coco2017, write_detector, write_digits
+=======
+from ..tiny_data import DETECTOR_OPTIONS, DIGITS, write_classifier, write_detector, write_digits
+>>>>>>> bc30dc4723e727617bfa76306c09cbda3b275d14
 from ..torture.training import Run, content, distance, same
 from .conftest import ROOT, SMALL
 
@@ -33,6 +39,12 @@ def mim(*args, cwd):
 def metrics(folder):
     path, = folder.glob('*/*.json')
     return json.loads(path.read_text())
+
+
+def records(folder):
+    """What a training logged, in order."""
+    path, = folder.glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def run(script, *args, cwd, package=None):
@@ -133,6 +145,57 @@ def test_resume_and_scaled_lr(trained):
     assert (trained / 'more/iter_4.pth').exists() and not (trained / 'more/iter_3.pth').exists()
 
 
+class Bfloat16:
+    """Makes a CPU one with or without instructions for bfloat16, and no GPU."""
+
+    def __init__(self, known):
+        self.known = known
+
+    def __call__(self):
+        from mmrest.engine import cpu_amp
+        cpu_amp.cpu_has_bfloat16, cpu_amp.get_device = lambda: self.known, lambda: 'cpu'
+
+
+def test_amp_on_a_cpu(trained):
+    process = Run(trained, 'mmdet.py', '--work-dir', 'amp', '--amp', fate=Bfloat16(True))
+    assert process.wait() == 0, process.text()[-3000:]
+    assert 'CpuAmpOptimWrapper' in (trained / 'amp/mmdet.py').read_text()
+    first, found = (records(trained / name)[0]['loss'] for name in ('mmdet', 'amp'))
+    assert found != first and found == pytest.approx(first, rel=0.02)  # 8 bits
+    process = Run(trained, 'mmdet.py', '--work-dir', 'no', '--amp', fate=Bfloat16(False))
+    assert process.wait() == 1
+    line, = process.text().strip().splitlines()
+    assert line.startswith('--amp would be slower here') and not (trained / 'no').exists()
+
+
+def test_the_first_lines_are_numbers_and_the_last_ones_test_the_best(tmp_path):
+    """Of a run that was resumed after its best validation, too, in a folder with a space."""
+    folder = tmp_path / 'two words'
+    folder.mkdir()
+    with write_classifier(folder).open('a') as config:
+        config.write('test_dataloader, test_evaluator, test_cfg = '
+                     'val_dataloader, val_evaluator, dict()')
+    text = run('train.py', 'classifier.py', '--work-dir', 'out', '--cfg-options',
+               'train_cfg.max_epochs=2', cwd=folder)
+    best, figures, command = text.splitlines()[-3:]
+    record, = (record for record in records(folder / 'out') if 'accuracy/top1' in record)
+    assert best.endswith(f'Best checkpoint: {folder}/out/best_accuracy_top1_epoch_2.pth')
+    assert figures.endswith(f'Its figures: accuracy/top1 {record["accuracy/top1"]:.4g}')
+    *_, log = sorted((folder / 'out').glob('*/*.log'))
+    for words in ('Config:', 'System environment:', 'Hooks will be executed'):
+        assert words in log.read_text() and words not in text
+    text = run('train.py', 'classifier.py', '--work-dir', 'out', '--resume', '--cfg-options',
+               'train_cfg.max_epochs=3', 'train_cfg.val_interval=100', cwd=folder)
+    assert 'resumed epoch: 2' in text
+    assert [line.partition('INFO - ')[2] for line in text.splitlines()[-3:]] == [
+        line.partition('INFO - ')[2] for line in (best, figures, command)]
+    python, script, *args = shlex.split(re.sub('.*Test it: ', '', command))
+    assert (python, Path(script), args[0]) == ('python', ROOT / 'tools/test.py',
+                                               'out/classifier.py')
+    run('test.py', *args, '--work-dir', 'tested', cwd=folder)
+    assert metrics(folder / 'tested')['accuracy/top1'] == record['accuracy/top1']
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 @pytest.mark.parametrize('launch, options, words', [
@@ -146,8 +209,8 @@ def test_amp_and_sync_bn(coco, launch, options, words):
     done = subprocess.run(
         [*command, '--work-dir', 'gpu', *options], cwd=coco, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert words in done.stdout + done.stderr
-    assert (coco / 'gpu/epoch_1.pth').exists()
+    log = ''.join(path.read_text() for path in (coco / 'gpu').glob('*/*.log'))
+    assert words in log and (coco / 'gpu/epoch_1.pth').exists()
 
 
 @pytest.mark.slow  # tests/test_package.py has the short one

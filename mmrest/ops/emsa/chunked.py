@@ -116,12 +116,12 @@ def _softmax_backward(grad: Tensor, softmax: Tensor, out: Tensor) -> Tensor:
 def _dtypes(q: Tensor) -> Tuple[torch.dtype, torch.dtype]:
     """The type of softmax, statistics and sums, and that of the factors of products."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    fast = q.dtype == torch.bfloat16 and q.device.type == 'cpu' and _multiplies_bfloat16()
+    fast = q.dtype == torch.bfloat16 and q.device.type == 'cpu' and cpu_has_bfloat16()
     return dtype, q.dtype if fast else dtype
 
 
 @torch.compiler.assume_constant_result
-def _multiplies_bfloat16() -> bool:
+def cpu_has_bfloat16() -> bool:
     """Whether this CPU has instructions for products of bfloat16, which oneDNN uses."""
     supported = getattr(torch.cpu, '_is_avx512_bf16_supported', None)  # private: may go
     return supported is not None and torch.backends.mkldnn.is_available() and supported()
