@@ -18,11 +18,14 @@ from torch.testing import assert_close
 
 from mmrest.apis import package_of
 
-<<<<<<< HEAD
-from ..tiny_data import DETECTOR_OPTIONS, DIGITS, write_coco2017, write_detector, write_digits
-=======
-from ..tiny_data import DETECTOR_OPTIONS, DIGITS, write_classifier, write_detector, write_digits
->>>>>>> bc30dc4723e727617bfa76306c09cbda3b275d14
+from ..tiny_data import (
+    DETECTOR_OPTIONS,
+    DIGITS,
+    write_classifier,
+    write_coco2017,
+    write_detector,
+    write_digits,
+)
 from ..torture.training import Run, content, distance, same
 from .conftest import ROOT, SMALL
 
