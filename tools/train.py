@@ -11,8 +11,8 @@ from common import explain_annotations, load_config, make_parser
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmrest.apis import exit_on_user_error
-from mmrest.engine import CheckFitHook
+from mmrest.apis import exit_on_user_error, package_of
+from mmrest.engine import CheckFitHook, CompileBackboneHook
 from mmrest.errors import UserError
 
 LOADERS = ('train_dataloader', 'val_dataloader')
@@ -23,6 +23,8 @@ def parse_args():
     parser.add_argument('--amp', action='store_true', help='train with mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='multiply the learning '
                         "rate by batch size / the config's auto_scale_lr.base_batch_size")
+    parser.add_argument('--compile', action='store_true', help='torch.compile: a classifier as '
+                        'a whole, of other models the backbone')
     parser.add_argument('--resume', nargs='?', const='auto', help='continue from this '
                         'checkpoint, or without a value from the last one in the work_dir')
     return parser.parse_args()
@@ -65,6 +67,8 @@ def main() -> None:
             raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size, which '
                             f'{args.config} does not set')
         cfg.auto_scale_lr.enable = True
+    if args.compile and package_of(cfg) == 'mmpretrain':
+        cfg.setdefault('compile', True)  # MMEngine's
     if args.resume:
         cfg.resume = True
         auto = args.resume == 'auto'
@@ -72,6 +76,8 @@ def main() -> None:
     with explain_annotations(cfg, *LOADERS):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.register_hook(CheckFitHook())
+        if args.compile and not cfg.get('compile'):
+            runner.register_hook(CompileBackboneHook())
         runner.train()
 
 

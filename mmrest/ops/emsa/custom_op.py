@@ -93,12 +93,15 @@ class EMSAGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operator, saved, options, grad, q, k, v, mix):
         ctx.save_for_backward(grad, q, k, v, mix)
+        ctx.set_materialize_grads(False)  # a penalty on dq alone is half of the work
         ctx.options = scale, normalize, _ = options
         return operator(grad, *saved, q, k, v, mix, scale, normalize)
 
     @staticmethod
     def backward(ctx, *grads):
         again = torch.is_grad_enabled()  # for a third derivative
+        if all(grad is None for grad in grads):
+            return (None, ) * 8
         tensors = ctx.saved_tensors
         with torch.enable_grad(), torch.autocast(tensors[0].device.type, enabled=False):
             # Aliases, because k, say, may have been computed from q.
@@ -106,9 +109,9 @@ class EMSAGradient(torch.autograd.Function):
             wide = torch.promote_types(tensors[0].dtype, torch.float32)
             grad, *rest = (x if x is None else x.to(wide) for x in inputs)
             out = reference.attention(*rest, None, *ctx.options)
-            wanted = [i for i, need in enumerate(ctx.needs_input_grad[3:]) if need]
-            pairs = [(inputs[i], grads[i - 1]) for i in wanted if i > 0]
+            pairs = [(x, g) for x, g in zip(inputs[1:], grads) if g is not None]
             first = torch.autograd.grad(out, [x for x, _ in pairs], grad, create_graph=True)
+        wanted = [i for i, need in enumerate(ctx.needs_input_grad[3:]) if need]
         found = torch.autograd.grad(
             first, [inputs[i] for i in wanted], [g for _, g in pairs], create_graph=again,
             allow_unused=True)
