@@ -150,10 +150,8 @@ def test_amp_and_sync_bn(coco, launch, options, words):
     assert (coco / 'gpu/epoch_1.pth').exists()
 
 
-@pytest.mark.slow  # tests/test_package.py has the short one
 @pytest.mark.parametrize('package, compiled', [
-    ('mmpretrain', 'ImageClassifier.train_step'), ('mmdet', 'ResT._call_impl'),
-    ('mmseg', 'ResT._call_impl')])
+    ('mmpretrain', 'ImageClassifier.train_step'), ('mmdet', 'ResT._call_impl')])
 def test_compile(package, compiled, trained, tools, monkeypatch):
     """A classifier as a whole, of others the backbone, whose parameters keep their names."""
     import train
@@ -170,6 +168,7 @@ def test_compile(package, compiled, trained, tools, monkeypatch):
     assert same(*states), distance(*states)
 
 
+@pytest.mark.slow  # tests/test_package.py has the short one
 def test_mim_trains_and_tests_our_config(coco):
     mim('train', 'mmrest', CONFIG, '--work-dir', 'mim_train', *SMALL, cwd=coco)
     mmdet, = packages_distributions()['mmdet']  # onedl-mmdetection, or OpenMMLab's mmdet
