@@ -7,9 +7,15 @@
 This brings them to segmentation_models_pytorch (as ``'tu-rest_small'``), to transformers'
 TimmBackbone and to detrex, too.
 """
-from typing import List
+from typing import List, Optional, Union
 
-from timm.models import FeatureInfo, register_model
+import torch
+from timm.models import (
+    FeatureInfo,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from torch import Tensor
 
 from .models import ResT, ResTV2
@@ -49,14 +55,28 @@ class ResTV2Features(Features, ResTV2):
     pass
 
 
+default_cfgs = generate_default_cfgs({  # of ImageNet: PretrainedCfg's defaults
+    **{f'rest_{arch}': dict(first_conv='stem.conv1') for arch in ResT.arch_zoo},
+    **{f'restv2_{arch}': dict(first_conv='stem.proj.0') for arch in ResTV2.arch_zoo}})
+
+
 def _create(model: type, arch: str, pretrained=False, features_only=False, in_chans=3,
             out_indices=(0, 1, 2, 3), pretrained_cfg=None, pretrained_cfg_overlay=None,
-            cache_dir=None, **kwargs) -> Features:
+            feature_cls: str = 'list', device: Union[str, torch.device, None] = None,
+            dtype: Optional[torch.dtype] = None, cache_dir=None, num_classes=None,
+            global_pool=None, drop_rate=None, **kwargs) -> Features:
+    """What timm's ``build_model_with_cfg`` does. There is no classifier to have an argument."""
+    name = f"{model.__name__.replace('Features', '').lower()}_{arch}"
     if pretrained or not features_only:
-        name = f"{model.__name__.replace('Features', '').lower()}_{arch}"
         raise ValueError(f'{name}: {pretrained=}, {features_only=} must be False and True; '
                          'give weights by checkpoint_path')
-    return model(arch, in_chans, out_indices, **kwargs)
+    if feature_cls not in ('list', 'hook', 'fx', 'getter'):  # lists, all of them
+        raise ValueError(f"{name}: {feature_cls=} must be 'list', its features are a list")
+    built = model(arch, in_chans, out_indices, **kwargs).to(device=device, dtype=dtype)
+    cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
+    built.pretrained_cfg = built.default_cfg = {
+        key: value for key, value in cfg.items() if key not in ('num_classes', 'classifier')}
+    return built
 
 
 @register_model

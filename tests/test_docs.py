@@ -13,7 +13,6 @@ from functools import lru_cache
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -150,15 +149,6 @@ def test_models(tmp_path, monkeypatch):
     wide, rgb = scope['adapted'].stem.conv1.weight, weights['stem.conv1.weight']
     torch.testing.assert_close(wide[:, 3], rgb[:, 0].float() * 0.75)
     assert torch.load('weights.pth')['state_dict'].keys() == weights.keys()
-
-
-def test_faq_compiles_the_backbone_of_a_detector():
-    model = build_model(read_config(str(ROOT / 'configs/mask_rcnn/rest_lite_fpn_digits.py')))
-    names = model.state_dict().keys()
-    execute(DOCS / 'faq.md', runner=SimpleNamespace(model=model))
-    assert model.backbone._compiled_call_impl is not None
-    assert model.state_dict().keys() == names
-    assert 'runner.train()' in (ROOT / 'tools/train.py').read_text()  # the line before it
 
 
 @pytest.fixture(scope='module')

@@ -96,7 +96,23 @@ def test_gradient_checkpointing():
     assert_close(*grads)
 
 
+@pytest.mark.parametrize('name', ['rest_lite', 'restv2_tiny'])
+def test_what_timm_gives_any_model(name):
+    """A place, a type, settings for its transforms, and those of a classifier."""
+    model = create(name, num_classes=0, global_pool='', drop_rate=0.1, feature_cls='list',
+                   device='meta', dtype=torch.float64, pretrained_cfg_overlay=dict(crop_pct=1.))
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {('meta', torch.float64)}
+    assert model(torch.rand(**IMAGE, device='meta', dtype=torch.double))[3].shape[2:] == (3, 4)
+    data = timm.data.resolve_model_data_config(model)
+    assert data == dict(timm.data.resolve_model_data_config(create('pvt_v2_b0')), crop_pct=1.)
+    assert model.default_cfg['architecture'] == name
+    stem = model.get_submodule(model.pretrained_cfg['first_conv'])
+    assert stem is next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+
+
 def test_what_there_is_not():
+    with pytest.raises(ValueError, match="rest_lite: feature_cls='dict' must be 'list'"):
+        create(feature_cls='dict')
     with pytest.raises(ValueError, match='rest_lite: pretrained=False, features_only=False mu'):
         timm.create_model('rest_lite')
     with pytest.raises(ValueError, match='pretrained=True, .*give weights by checkpoint_path'):

@@ -11,8 +11,9 @@ from typing import Optional
 from common import load_config, make_parser
 from mmengine.registry import RUNNERS
 
-from mmrest.apis import exit_on_user_error
-from mmrest.engine import CheckFitHook, ReportHook, ShortLogRunner, set_amp
+from mmrest.apis import exit_on_user_error, package_of
+from mmrest.engine import (
+    CheckFitHook, CompileBackboneHook, ReportHook, ShortLogRunner, set_amp)
 from mmrest.errors import UserError
 
 LOADERS = ('train_dataloader', 'val_dataloader')
@@ -24,6 +25,8 @@ def parse_args():
                         'CPU in bfloat16')
     parser.add_argument('--auto-scale-lr', action='store_true', help='multiply the learning '
                         "rate by batch size / the config's auto_scale_lr.base_batch_size")
+    parser.add_argument('--compile', action='store_true', help='torch.compile: a classifier as '
+                        'a whole, of other models the backbone')
     parser.add_argument('--resume', nargs='?', const='auto', help='continue from this '
                         'checkpoint, or without a value from the last one in the work_dir')
     return parser.parse_args()
@@ -65,12 +68,16 @@ def main() -> None:
             raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size, which '
                             f'{args.config} does not set')
         cfg.auto_scale_lr.enable = True
+    if args.compile and package_of(cfg) == 'mmpretrain':
+        cfg.setdefault('compile', True)  # MMEngine's
     if args.resume:
         cfg.resume = True
         auto = args.resume == 'auto'
         cfg.load_from = find_checkpoint(cfg.work_dir) if auto else args.resume
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ShortLogRunner.from_cfg(cfg)
     runner.register_hook(CheckFitHook())
+    if args.compile and not cfg.get('compile'):
+        runner.register_hook(CompileBackboneHook())
     # With --cfg-options, the model is that of the config in the work_dir.
     config = Path(cfg.work_dir, Path(args.config).name) if args.cfg_options else args.config
     test = Path(sys.argv[0]).with_name('test.py')

@@ -1,6 +1,7 @@
 """Opt-in parts for training: ``custom_imports=['mmrest.engine']`` registers them."""
 from .checkpoint import CheckFitHook, WholeCheckpointHook
 from .cpu_amp import CpuAmpOptimWrapper, cpu_has_bfloat16, set_amp
+from .compile_backbone import CompileBackboneHook
 from .layer_decay import LayerDecayConstructor
 from .report import ReportHook, ShortLogRunner
 from .reseed import ReseedHook
@@ -10,3 +11,5 @@ from .val_loss import ValLossHook
 __all__ = ['CheckFitHook', 'CpuAmpOptimWrapper', 'LayerDecayConstructor', 'ReportHook',
            'ReseedHook', 'ShortLogRunner', 'SkipUnreadable', 'ValLossHook',
            'WholeCheckpointHook', 'cpu_has_bfloat16', 'set_amp']
+__all__ = ['CheckFitHook', 'CompileBackboneHook', 'LayerDecayConstructor', 'ReseedHook',
+           'SkipUnreadable', 'WholeCheckpointHook']

@@ -101,6 +101,8 @@ class ResTAblation(ResT):
                                    ('attention', attention, ATTENTIONS)):
             if value not in table:
                 raise ValueError(f'{name}={value!r} must be one of {sorted(table)}')
+        if len(to_2tuple(img_size)) != 2:
+            raise ValueError(f'{img_size=} must be one number, or height and width')
         # ResT's constructor builds with these.
         self.stem_type, self.position, self.attention = STEMS[stem], position, attention
         round_up = 0 if stem == 'pvt' else 3

@@ -78,6 +78,8 @@ def test_learned_position_takes_its_image_size_alone(stem):
         with pytest.raises(ValueError, match='img_size must be the size of every image'):
             (model.stem.pos if stem == 'pvt' else model)(torch.zeros(1, 3, *hw))
     assert tiny(ResTAblation, position='le').stem.pos.theta.shape == (1, 8, 56, 56)
+    with pytest.raises(ValueError, match=r'img_size=\(3, 45, 66\) must be one number, or hei'):
+        tiny(ResTAblation, position='le', img_size=(3, 45, 66))
 
 
 @pytest.mark.parametrize('attention, options', [

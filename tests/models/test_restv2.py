@@ -54,6 +54,15 @@ def test_emsa_v2_is_the_published_one_at_any_size(backend, hw, sr_ratio):
         assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize('sr_ratio', [3, 7])
+def test_an_odd_reduction_is_refused(sr_ratio):
+    """7 x 7 pixels are reduced by 3 to 2 x 2, and those up-sampled to 6 x 6."""
+    for build in (lambda: EMSAv2(24, 3, sr_ratio),
+                  lambda: ResTV2(dict(TINY, sr_ratios=(sr_ratio, 1)), out_indices=None)):
+        with pytest.raises(ValueError, match=f'sr_ratio={sr_ratio} must be 1 or even'):
+            build()
+
+
 @pytest.mark.parametrize('out_indices', [(0, 1), (1, )])
 def test_a_training_step_is_the_published_ones(out_indices):
     """In train mode, BatchNorm's statistics too."""

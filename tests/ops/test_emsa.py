@@ -1,7 +1,11 @@
 """EMSA's attention: every backend against the published steps in float64."""
+import itertools
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -374,20 +378,77 @@ def test_every_parameter_gets_a_gradient():
     assert not module.transform_conv.bias.grad.any()
 
 
-@pytest.mark.parametrize('shape', [(1, 2, 5, 3, 2), (2, 1, 4, 3, 3)])
-def test_second_derivatives_of_the_reference(shape):
-    q, k, v, *rest = draw(*shape)
-    for options in (rest, ()):
-        assert torch.autograd.gradgradcheck(lambda *x, options=options: emsa_attention(
-            *x, *options, normalize=bool(options), backend='reference'), (q, k, v))
+# Second derivatives
 
 
-def test_a_second_derivative_is_refused():
+@pytest.mark.parametrize('backend, mixed, biased, normalize', [
+    *itertools.product(BACKENDS, (True, ), (True, False), (True, False)),
+    *itertools.product(BACKENDS, (False, ), (False, ), (True, False)),
+    ('auto', True, True, True), ('auto', False, False, False)])
+def test_second_derivatives(backend, mixed, biased, normalize):
+    inputs = draw(1, 2, 3, 2, 1)[:3 + mixed + biased]
+    with sdpa_kernel(SDPBackend.MATH):  # PyTorch's plain attention has no others
+        assert torch.autograd.gradgradcheck(lambda *x: emsa_attention(
+            *x, scale=0.7, normalize=normalize, backend=backend), inputs)
+
+
+def penalty(q, v, mix, bias, attention, count=2):
+    """A sum of ``count - 1`` further derivatives. Keys are computed from queries."""
+    k = q.roll(1, 2).sin()
+    loss, total = attention(q, k, v, mix, bias).square().sum(), 0
+    for _ in range(count - 1):
+        grads = torch.autograd.grad(loss, [x for x in (q, v, mix) if x.requires_grad],
+                                    create_graph=True)
+        loss = sum(grad.square().sum() for grad in grads)
+        total = total + loss
+    return total
+
+
+@pytest.mark.parametrize('backend, count, frozen', [
+    ('chunked', 2, ()), ('chunked', 3, ()), ('chunked', 3, (0, )), ('chunked', 2, (1, 2)),
+    ('triton', 2, ())])
+def test_a_gradient_penalty(backend, count, frozen):
+    """Its gradient, and that of a penalty on the penalty, with some inputs frozen."""
+    kind = torch.float if backend == 'triton' else torch.double
+    q, _, v, mix, bias = (x.detach().to(DEVICE) for x in draw(2, 2, 5, 5, 4, kind))
+    found = []
+    # Not against the published steps: the third derivative of F.instance_norm is wrong.
+    for name, dtype in ((backend, kind), ('reference', torch.double)):
+        inputs = [x.detach().to(dtype).requires_grad_(i not in frozen)
+                  for i, x in enumerate((q, v, mix, bias))]
+        penalty(*inputs, partial(emsa_attention, backend=name), count).backward()
+        found.append([x.grad for x in inputs[:3] if x.requires_grad])
+    for got, want in zip(*found):
+        limit = 1e-9 if kind == torch.double else 1e-4
+        assert_close(got.double(), want, rtol=limit, atol=limit * want.abs().max().item())
+
+
+def test_a_gradient_penalty_in_bfloat16():
+    """No further off than twice the reference."""
+    dtype = torch.bfloat16
+    inputs = [x.detach().to(dtype) for x in draw(1, 2, 9, 9, 4)]
+    found = []
+    for backend, kind in (('chunked', dtype), ('reference', dtype),
+                          ('reference', torch.double)):
+        q, _, v, mix, bias = (x.detach().to(kind).requires_grad_() for x in inputs)
+        penalty(q, v, mix, bias, partial(emsa_attention, backend=backend)).backward()
+        found.append([x.grad for x in (q, v, mix)])
+    for x, y, z in zip(*found):
+        assert x.dtype == dtype
+        for off, allowed in zip(errors(x, z), errors(y, z)):
+            assert off <= 2 * allowed
+
+
+def test_an_ordinary_backward_keeps_no_graph():
     q, *rest = draw(1, 2, 5, 3, 2)
-    grad, = torch.autograd.grad(
-        emsa_attention(q, *rest, backend='chunked').square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match='once_differentiable'):
-        grad.sum().backward()
+    kept = []
+    out = emsa_attention(q, *rest, backend='chunked').sum()
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: kept.append(x) or x, lambda x: x):
+        grad, = torch.autograd.grad(out, q, retain_graph=True)
+        assert not grad.requires_grad and not kept
+        grad, = torch.autograd.grad(out, q, create_graph=True)
+    assert grad.requires_grad and kept
 
 
 @pytest.mark.parametrize('mixed', [True, False])

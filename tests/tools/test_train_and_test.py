@@ -216,6 +216,24 @@ def test_amp_and_sync_bn(coco, launch, options, words):
     assert words in log and (coco / 'gpu/epoch_1.pth').exists()
 
 
+@pytest.mark.parametrize('package, compiled', [
+    ('mmpretrain', 'ImageClassifier.train_step'), ('mmdet', 'ResT._call_impl')])
+def test_compile(package, compiled, trained, tools, monkeypatch):
+    """A classifier as a whole, of others the backbone, whose parameters keep their names."""
+    import train
+    called, calls = [], []
+    monkeypatch.setattr(torch, 'compile', lambda function, **kwargs: called.append(
+        f'{type(function.__self__).__name__}.{function.__name__}') or (
+            lambda *args, **kwargs: calls.append(1) or function(*args, **kwargs)))
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(sys, 'argv', [
+        'train.py', f'{package}.py', '--compile', '--work-dir', f'{package}_compiled'])
+    train.main()
+    assert called == [compiled] and len(calls) >= 3
+    states = [content(trained / f'{package}{name}/iter_3.pth') for name in ('', '_compiled')]
+    assert same(*states), distance(*states)
+
+
 @pytest.mark.slow  # tests/test_package.py has the short one
 def test_mim_trains_and_tests_our_config(coco):
     mim('train', 'mmrest', CONFIG, '--work-dir', 'mim_train', *SMALL, cwd=coco)

@@ -19,13 +19,14 @@ class EMSAv2(EMSA):
         embed_dims (int): Channels C.
         num_heads (int): Heads h, a divisor of ``embed_dims``.
         sr_ratio (int): Stride s of the reduction, as in :class:`EMSA`, and factor of the
-            up-sampling.
+            up-sampling: 1 or even.
         eps (float): Of the two LayerNorms.
         backend (str, optional): What computes the attention, see
             :func:`~mmrest.ops.choose_backend`.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``embed_dims``, or there is no such backend.
+        ValueError: ``num_heads`` does not divide ``embed_dims``, ``sr_ratio`` is odd and
+            above 1, or there is no such backend.
         RuntimeError: The backend cannot run on this machine.
     """
 
@@ -35,6 +36,9 @@ class EMSAv2(EMSA):
                  sr_ratio: int = 1,
                  eps: float = 1e-6,
                  backend: Optional[str] = None):
+        if sr_ratio > 1 and sr_ratio % 2:
+            raise ValueError(f'{sr_ratio=} must be 1 or even: with an odd one, up-sampled '
+                             'values do not cover images of many sizes')
         super().__init__(
             embed_dims, num_heads, sr_ratio, mix_heads=False, normalize=False, backend=backend)
         if sr_ratio > 1:

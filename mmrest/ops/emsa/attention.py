@@ -91,8 +91,9 @@ def emsa_attention(
             'chunked' (PyTorch on any device, keeps no N x M map), 'triton' (fused CUDA
             kernels) or 'auto': on CUDA 'triton' where :func:`describe_backend` says so,
             otherwise 'chunked', and 'reference' during an export, whose graph has to run
-            without mmrest, and inside ``torch.func``. Only 'reference' can be differentiated
-            twice or by ``torch.func``. ``None``: see :func:`choose_backend`.
+            without mmrest, and inside ``torch.func``, which needs it. All can be
+            differentiated again, with the whole map in memory; PyTorch's own attention only
+            in ``sdpa_kernel(SDPBackend.MATH)``. ``None``: see :func:`choose_backend`.
 
     Returns:
         Tensor: (B, h, N, d) in v's type.

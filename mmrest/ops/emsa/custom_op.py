@@ -4,8 +4,9 @@ from typing import Callable, Optional
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils import flop_counter
+
+from . import reference
 
 
 def opaque(name: str, fake: Callable) -> Callable:
@@ -65,21 +66,57 @@ class EMSAFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, forward, backward, q, k, v, mix, bias, scale, normalize, eps):
         out, *statistics = forward(q, k, v, mix, scale, normalize, eps)
-        ctx.save_for_backward(out, *statistics, q, k, v, mix, bias)
-        ctx.compute_gradients, ctx.scale, ctx.normalize = backward, scale, normalize
+        ctx.save_for_backward(q, k, v, mix, bias, out, *statistics)
+        ctx.operator, ctx.options = backward, (scale, normalize, eps)
         # Dynamo of torch 2.11 takes ``out.to(out.dtype)`` for another tensor, and its gradient
         # for zero.
         return out if out.dtype == v.dtype else out.to(v.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        *tensors, mix, bias = ctx.saved_tensors
-        dq, dk, dv, dmix = ctx.compute_gradients(grad, *tensors, mix, ctx.scale, ctx.normalize)
+        q, k, v, mix, bias, *saved = ctx.saved_tensors
+        *gradients, dmix = EMSAGradient.apply(
+            ctx.operator, saved, ctx.options, grad, q, k, v, mix)
         # Softmax ignores the bias. Its gradient is zero, not None: DistributedDataParallel
         # stops at parameters without a gradient.
         dbias = None if bias is None else torch.zeros_like(bias)
-        return (None, None, dq, dk, dv, None if mix is None else dmix, dbias, None, None, None)
+        dmix = None if mix is None else dmix
+        return (None, None, *gradients, dmix, dbias, None, None, None)
+
+
+class EMSAGradient(torch.autograd.Function):
+    """The gradients of q, k, v and mix. Theirs is that of the equations, with the whole map.
+
+    An ordinary backward has no grad mode, and keeps nothing here.
+    """
+
+    @staticmethod
+    def forward(ctx, operator, saved, options, grad, q, k, v, mix):
+        ctx.save_for_backward(grad, q, k, v, mix)
+        ctx.set_materialize_grads(False)  # a penalty on dq alone is half of the work
+        ctx.options = scale, normalize, _ = options
+        return operator(grad, *saved, q, k, v, mix, scale, normalize)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        again = torch.is_grad_enabled()  # for a third derivative
+        if all(grad is None for grad in grads):
+            return (None, ) * 8
+        tensors = ctx.saved_tensors
+        with torch.enable_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+            # Aliases, because k, say, may have been computed from q.
+            inputs = [x if x is None else x.view_as(x) for x in tensors]
+            wide = torch.promote_types(tensors[0].dtype, torch.float32)
+            grad, *rest = (x if x is None else x.to(wide) for x in inputs)
+            out = reference.attention(*rest, None, *ctx.options)
+            pairs = [(x, g) for x, g in zip(inputs[1:], grads) if g is not None]
+            first = torch.autograd.grad(out, [x for x, _ in pairs], grad, create_graph=True)
+        wanted = [i for i, need in enumerate(ctx.needs_input_grad[3:]) if need]
+        found = torch.autograd.grad(
+            first, [inputs[i] for i in wanted], [g for _, g in pairs], create_graph=again,
+            allow_unused=True)
+        second = dict(zip(wanted, found))
+        return (None, None, None, *map(second.get, range(5)))
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, mix: Optional[Tensor]) -> None:
