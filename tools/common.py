@@ -42,7 +42,6 @@ def load_config(args: argparse.Namespace, *loaders: str) -> Config:
     Raises:
         FileNotFoundError: The config does not exist, or a file or folder of its data.
         UserError: An option changes nothing.
-        SystemExit: The data has errors, see :func:`check_data`.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config, args.cfg_options)
@@ -55,8 +54,6 @@ def load_config(args: argparse.Namespace, *loaders: str) -> Config:
         raise FileNotFoundError(
             f'{args.config} needs {", ".join(dict.fromkeys(missing))}, which cannot be found: '
             'put the data in place, or set data_root in the config')
-    if not args.no_check and int(os.environ.get('RANK', 0)) == 0:
-        check_data(cfg, *loaders)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if package_of(cfg) == 'mmpretrain':  # its own scripts set these too
@@ -99,8 +96,9 @@ def check_data(cfg: Config, *loaders: str) -> None:
     Raises:
         SystemExit: They are wrong. Findings are printed before.
     """
-    start, findings = time.perf_counter(), []
-    files = {}
+    if int(os.environ.get('RANK', 0)) > 0:
+        return
+    start, findings, files = time.perf_counter(), [], {}
     for dataset in _datasets(cfg, loaders):
         kind = dataset.get('type')
         places = [dataset.get(key) or '' for key in ('data_root', 'ann_file')]

@@ -4,7 +4,7 @@ python tools/test.py configs/mask_rcnn/rest_small_fpn_1x_coco.py checkpoint.pth
 """
 import os
 
-from common import load_config, make_parser
+from common import check_data, load_config, make_parser
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS, RUNNERS
 
@@ -78,6 +78,8 @@ def main() -> None:
         add_tta(cfg)
     if args.out and package == 'mmseg':
         cfg.test_evaluator.output_dir = args.out
+    if not args.no_check:
+        check_data(cfg, 'test_dataloader')
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ShortLogRunner.from_cfg(cfg)
     runner.register_hook(CheckFitHook())
     if args.out and package != 'mmseg':

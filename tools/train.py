@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 from typing import Optional
 
-from common import load_config, make_parser
+from common import check_data, load_config, make_parser
 from mmengine.registry import RUNNERS
 
 from mmrest.apis import exit_on_user_error, package_of
-from mmrest.engine import (
-    CheckFitHook, CompileBackboneHook, ReportHook, ShortLogRunner, set_amp)
+from mmrest.engine import CheckFitHook, CompileBackboneHook, ReportHook, ShortLogRunner, set_amp
 from mmrest.errors import UserError
 
 LOADERS = ('train_dataloader', 'val_dataloader')
@@ -74,6 +73,8 @@ def main() -> None:
         cfg.resume = True
         auto = args.resume == 'auto'
         cfg.load_from = find_checkpoint(cfg.work_dir) if auto else args.resume
+    if not args.no_check:
+        check_data(cfg, *LOADERS)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ShortLogRunner.from_cfg(cfg)
     runner.register_hook(CheckFitHook())
     if args.compile and not cfg.get('compile'):

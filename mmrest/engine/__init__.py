@@ -1,7 +1,7 @@
 """Opt-in parts for training: ``custom_imports=['mmrest.engine']`` registers them."""
 from .checkpoint import CheckFitHook, WholeCheckpointHook
-from .cpu_amp import CpuAmpOptimWrapper, cpu_has_bfloat16, set_amp
 from .compile_backbone import CompileBackboneHook
+from .cpu_amp import CpuAmpOptimWrapper, cpu_has_bfloat16, set_amp
 from .layer_decay import LayerDecayConstructor
 from .report import ReportHook, ShortLogRunner
 from .reseed import ReseedHook

@@ -268,7 +268,7 @@ def test_det_inferencer_takes_our_config(trained):
       'train_dataloader.dataset.ann_file=annotations/other.json'],
      'needs data/digits/annotations/other.json, which cannot be found'),
     (['train.py', 'mmdet.py', '--cfg-options', 'batch_size=4'],
-     'Edit it there, or take train_dataloader.batch_size=4 or val_dataloader.batch_size=4'),
+     'Edit it there, or take test_dataloader.batch_size=4 or train_dataloader.batch_siz'),
     (['train.py', 'mmdet.py', '--cfg-options', 'nonsense=4'], 'there, or take another option'),
     (['train.py', 'mmdet.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'],
      'needs auto_scale_lr.base_batch_size, which mmdet.py does not set'),
