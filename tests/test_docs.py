@@ -267,6 +267,19 @@ def test_other_formats_and_tiles(own_data):
         'leaves_coco/train.json': 3, 'leaves_coco/val.json': 1, 'tiles/train.json': 2}
 
 
+def test_cells_from_photographs_to_onnx(tmp_path):
+    """The page's commands as they stand, on four drawn photographs in the same folders."""
+    (tmp_path / 'tools').symlink_to(ROOT / 'tools')
+    photos = tiny_data.write_voc(tmp_path / 'bccd/BCCD') / 'JPEGImages'
+    for i in range(4):
+        (photos / f'BloodImage_0000{i}.jpg').symlink_to(f'{i}.jpg')
+    clone, *commands = blocks(DOCS / 'cells.md', 'bash')[0].replace('\\\n', ' ').splitlines()
+    assert clone.startswith('git clone --depth 1 https://github.com/Shenggan/BCCD_Dataset bccd')
+    for command in commands:
+        run(command.replace('--iters 900', '--iters 2'), tmp_path)
+    assert len(list((tmp_path / 'found_onnx/predictions').iterdir())) == 4
+
+
 @pytest.mark.slow
 def test_own_data_by_the_scripts_of_others(own_data):
     for command in own_data_commands('train mmrest') + own_data_commands('.mim/tools'):

@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/runtime/mmpretrain.py'
 ]
 
-max_iters = 700
+max_iters = 400
 lr = 3e-4  # the peak, reached slowly: from the start, it keeps ResT at chance for long
 
 model = dict(
@@ -17,7 +17,7 @@ model = dict(
     backbone=dict(arch='lite', drop_path_rate=0., init_cfg=dict(type='FromScratch')),
     head=dict(num_classes=10, topk=(1, )))
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=350)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=200)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(

@@ -14,5 +14,5 @@ model = dict(
         style='pytorch',
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/resnet18_digits/iter_700.pth',
+            checkpoint='work_dirs/resnet18_digits/iter_400.pth',
             prefix='backbone.')))

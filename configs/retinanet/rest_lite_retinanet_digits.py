@@ -11,7 +11,7 @@ model = dict(
         drop_path_rate=0.,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/rest_lite_digits/iter_700.pth',
+            checkpoint='work_dirs/rest_lite_digits/iter_400.pth',
             prefix='backbone.')),
     neck=dict(out_channels=64, num_outs=4),
     bbox_head=dict(

@@ -33,6 +33,7 @@ BASES = dict(  # the first is the default
 RECIPES = dict(
     boxes=(4, 12, 'coco/bbox_mAP'), masks=(4, 12, 'coco/segm_mAP'),
     classes=(32, 100, 'accuracy/top1'), segments=(4, 60, 'mIoU'))
+LIGHT_BATCH = 2  # learns more from as many images than 4
 MIN_ITERS = 3000
 ANCHOR = 32  # pixels: the smallest of our detectors
 BELOW = 0.7  # of it: smaller objects are hardly found
@@ -139,7 +140,7 @@ def make_config(task: str, train: Split, val: Split, test: Optional[Split] = Non
     if light:
         _write_light(writer, task)
     start = _write_load_from(writer, load_from)
-    batch_size = batch_size or default_batch
+    batch_size = batch_size or (LIGHT_BATCH if light else default_batch)
     _write_rate(writer, task, batch_size, lr, start, light)
     _write_schedule(writer, task, len(train.sizes), batch_size, epochs, iters)
     _write_hooks(writer, score, patience)
