@@ -25,8 +25,8 @@ def exit_on_user_error(main: Callable) -> Callable:
     """Decorate a script's ``main``: what a user can mend ends it with one sentence.
 
     :class:`~mmrest.errors.UserError`, FileNotFoundError, and an OSError that names its file
-    become ``SystemExit(sentence)``, which prints the sentence and exits with code 1. All other
-    errors keep their traceback.
+    become ``SystemExit(sentence)``, which prints the sentence and exits with code 1. Ctrl-C
+    exits with 130. All other errors keep their traceback.
     """
 
     @functools.wraps(main)
@@ -38,6 +38,8 @@ def exit_on_user_error(main: Callable) -> Callable:
             if not named:
                 raise
             raise SystemExit(str(error)) from error
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
 
     return run
 

@@ -11,14 +11,16 @@ data, no config is written. Warnings (W) are worth a look.
 """
 import argparse
 import shlex
+import sys
 import time
 from pathlib import Path
 
 from mmengine.config import Config
 
 from mmrest.apis import exit_on_user_error
+from mmrest.errors import UserError
 from mmrest.files import write_whole
-from mmrest.own_data import BASES, contents, make_config, read, training
+from mmrest.own_data import BASES, check_options, contents, make_config, read, training
 
 
 def parse_args():
@@ -56,6 +58,13 @@ def parse_args():
 @exit_on_user_error
 def main() -> None:
     args = parse_args()
+    sys.stdout.reconfigure(errors='backslashreplace')  # names that the terminal cannot print
+    options = {name: getattr(args, name) for name in (
+        'model', 'backbone', 'batch_size', 'iters', 'lr', 'light', 'keep_empty', 'scale',
+        'patience')}
+    check_options(args.task, **options)
+    if args.out and args.out.suffix != '.py':
+        raise UserError(f'--out={args.out} must end in .py')
     start = time.perf_counter()
     splits = read(args.task, args.train, args.val, args.test, args.keep_empty)
     print(f'Read and loaded as mm does, in {time.perf_counter() - start:.0f} s.\n')
@@ -65,10 +74,7 @@ def main() -> None:
     errors = sum(finding.level == 'E' for finding in findings)
     if errors:
         raise SystemExit(f'{errors} errors in the data: no config is written')
-    text = make_config(
-        args.task, *splits, model=args.model, backbone=args.backbone, load_from=args.load_from,
-        batch_size=args.batch_size, iters=args.iters, lr=args.lr, light=args.light,
-        keep_empty=args.keep_empty, scale=args.scale, patience=args.patience)
+    text = make_config(args.task, *splits, load_from=args.load_from, **options)
     print('', training(splits[0], Config.fromstring(text, '.py')), sep='\n')
     if args.out:
         write_whole(args.out, text.encode())

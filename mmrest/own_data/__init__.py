@@ -2,14 +2,14 @@
 from pathlib import Path
 from typing import List, Optional
 
-from .config import BASES, dataset, make_config
+from .config import BASES, check_options, dataset, make_config
 from .findings import Finding, Split, compare_names, compare_pictures
 from .form import check_names, read_classes, read_coco, read_segments
 from .judge import load
 from .table import contents, training
 
-__all__ = ['BASES', 'Finding', 'Split', 'check_names', 'contents', 'make_config', 'read',
-           'read_coco', 'training']
+__all__ = ['BASES', 'Finding', 'Split', 'check_names', 'check_options', 'contents',
+           'make_config', 'read', 'read_coco', 'training']
 SCOPES = dict(boxes='mmdet', masks='mmdet', classes='mmpretrain', segments='mmseg')
 
 
@@ -32,15 +32,13 @@ def read(task: str, train: Path, val: Optional[Path] = None, test: Optional[Path
     """
     splits = [_read(task, path) for path in (train, val, test) if path]
     coco = task in ('boxes', 'masks')
-    if splits[0].usable:
-        for other in splits[1:]:
-            if other.usable:
-                compare_names(splits[0], other, subset=coco)
-    for i, split in enumerate(splits):
-        if split.usable:
-            cfg = dataset(task, split, splits[0].classes if splits[0].usable else split.classes,
-                          i == 0, keep_empty)
-            load(split, cfg, SCOPES[task])
+    ready = [split for split in splits if split.usable]
+    for other in ready[1:] if splits[0] in ready else ():
+        compare_names(splits[0], other, subset=coco)
+    for split in ready:
+        first = splits[0] if splits[0] in ready and split.usable else split
+        cfg = dataset(task, split, first.classes, split is splits[0], keep_empty)
+        load(split, cfg, SCOPES[task])
     compare_pictures(splits)
     return splits
 

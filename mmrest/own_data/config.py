@@ -121,15 +121,9 @@ def make_config(task: str, train: Split, val: Split, test: Optional[Split] = Non
             not above 0.
         FileNotFoundError, OSError, UserError: The checkpoint cannot be read.
     """
+    check_options(task, model, backbone, batch_size, iters, lr, light, keep_empty, scale,
+                  patience)
     model = model or next(iter(BASES[task]))
-    if model not in BASES[task]:
-        raise UserError(f'{model=} for {task=} must be one of {", ".join(BASES[task])}')
-    sides = dict(zip(('scale[0]', 'scale[1]'), scale or ()))
-    for name, value in dict(batch_size=batch_size, iters=iters, lr=lr, **sides).items():
-        if value is not None and not 0 < value < float('inf'):
-            raise UserError(f'{name}={value} must be above 0')
-    if patience < 0:
-        raise UserError(f'{patience=} must be at least 0')
     default_batch, epochs, score = RECIPES[task]
     writer = Writer(BASES[task][model])
     splits = dict(train=train, val=val) | (dict(test=test) if test else {})
@@ -138,7 +132,7 @@ def make_config(task: str, train: Split, val: Split, test: Optional[Split] = Non
     _adapt(writer, task)
     _write_backbone(writer, backbone)
     if light:
-        _write_light(writer, task)
+        _write_light(writer)
     start = _write_load_from(writer, load_from)
     batch_size = batch_size or (LIGHT_BATCH if light else default_batch)
     _write_rate(writer, task, batch_size, lr, start, light)
@@ -150,6 +144,24 @@ def make_config(task: str, train: Split, val: Split, test: Optional[Split] = Non
 # It has no _base_, and trains in any folder by tools/train.py of mmrest, `mim train mmrest` and
 # the script of {writer.cfg.default_scope}. What was chosen for the data comes first.
 ''')
+
+
+def check_options(task, model, backbone, batch_size, iters, lr, light, keep_empty, scale,
+                  patience) -> None:
+    """Refuse options of :func:`make_config`, before data are read for them."""
+    if model not in (None, *BASES[task]):
+        raise UserError(f'{model=} for {task=} must be one of {", ".join(BASES[task])}')
+    if backbone not in BACKBONES:
+        raise UserError(f'{backbone=} must be one of {", ".join(BACKBONES)}')
+    for name, value in dict(light=light, keep_empty=keep_empty, scale=scale).items():
+        if value and task not in ('boxes', 'masks'):
+            raise UserError(f'{name}={value} is for detectors: leave it out for {task=}')
+    sides = dict(zip(('scale[0]', 'scale[1]'), scale or ()))
+    for name, value in dict(batch_size=batch_size, iters=iters, lr=lr, **sides).items():
+        if value is not None and not 0 < value < float('inf'):
+            raise UserError(f'{name}={value} must be above 0')
+    if patience < 0:
+        raise UserError(f'{patience=} must be at least 0')
 
 
 def _choose_data(writer, task, splits, classes, keep_empty):
@@ -192,8 +204,6 @@ def _short_side(train, least, most):
 
 def _choose_size(writer, task, train, light=False, scale=None):
     """The size of the images, and whether they are mirrored."""
-    if scale and task in ('classes', 'segments'):
-        raise UserError(f'{scale=} is for detectors: leave it out for {task=}')
     if task == 'classes':
         writer.choose('size', _short_side(train, 64, 224),
                       'Pixels: the usual short side of the images, but 64 to 224.')
@@ -268,8 +278,6 @@ def _adapt(writer, task):
 
 def _write_backbone(writer, name):
     """Put the backbone and its channels into the model."""
-    if name not in BACKBONES:
-        raise UserError(f'backbone={name!r} must be one of {", ".join(BACKBONES)}')
     kind, arch = BACKBONES[name]
     dims = kind.arch_zoo[arch]['embed_dims']
     model = writer.cfg.model
@@ -284,10 +292,8 @@ def _write_backbone(writer, name):
         model.head.in_channels = dims[-1]
 
 
-def _write_light(writer, task):
+def _write_light(writer):
     """Narrow heads and few proposals; BatchNorm in the neck and no drop path learn faster."""
-    if task not in ('boxes', 'masks'):
-        raise UserError(f'light=True is for detectors: leave it out for {task=}')
     model = writer.cfg.model
     width = writer.choose('width', 64, 'Light: channels of neck and heads; 256 in the papers.')
     for part in ('neck', 'rpn_head', 'roi_head', 'bbox_head'):

@@ -38,6 +38,7 @@ class Split:
         left_out (int): Images that mm leaves out of the training since they have no object.
         boxes (list): Class, width and height of each object, and the size of its image.
         digests (dict): The names of the images by a hash of their pixels.
+        loaded (bool): Whether mm has loaded it, so that the numbers above count.
         findings (list[Finding]): What is wrong.
     """
 
@@ -53,6 +54,7 @@ class Split:
     left_out: int = 0
     boxes: List[Tuple[str, float, float, int, int]] = field(default_factory=list)
     digests: Dict[bytes, List[str]] = field(default_factory=dict)
+    loaded: bool = False
     findings: List[Finding] = field(default_factory=list)
 
     def add(self, level: str, where: Iterable, what: str) -> None:
@@ -89,7 +91,7 @@ def compare_names(train: Split, other: Split, subset: bool) -> None:
               'those after them other numbers: add them, with or without objects')
     shared = [name for name in other.classes if name in train.classes]
     if sorted(shared) == sorted(train.classes) and shared != train.classes:
-        other.add('E', shared, 'MMDetection numbers the classes in the order of the file, and '
+        other.add('E', shared, 'mm numbers the classes in the order of the file, and '
                   f'{train.path} has another order: {", ".join(train.classes)}')
 
 

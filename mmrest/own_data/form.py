@@ -1,4 +1,5 @@
 """The form of files: COCO JSON by a table of its fields, folders of classes, and of maps."""
+import codecs
 import json
 import locale
 import math
@@ -22,6 +23,10 @@ def _whole(value):
     return type(value) is int
 
 
+def _encodable(text):
+    return text == text.encode(errors='replace').decode()  # a half emoji is not
+
+
 def _outline(value):
     """Outlines of three corners at least, or run lengths."""
     if isinstance(value, dict):
@@ -34,10 +39,12 @@ def _outline(value):
 
 
 # Kinds of values: a test, and what to say.
-WHOLE = _whole, '{} must be a whole number, without quotes'
+WHOLE = _whole, '{} must be a whole number, without quotes or a point'
 SIZE = (lambda value: _whole(value) and value > 0,
-        '{} must be a whole number above 0, without quotes')
+        '{} must be a whole number above 0, without quotes or a point')
 TEXT = lambda value: isinstance(value, str) and bool(value), '{} must be a text'  # noqa: E731
+NAME = (lambda value: isinstance(value, str) and bool(value) and _encodable(value),
+        '{} must be a text that UTF-8 can write')
 FLAG = lambda value: value in (0, 1), '{} must be 0 or 1, without quotes'  # noqa: E731
 NUMBER = _finite, '{} is not a number'
 BOX = (lambda value: isinstance(value, list) and len(value) == 4 and all(map(_finite, value)),
@@ -48,7 +55,7 @@ FIELDS = dict(
     images=dict(id=WHOLE, file_name=TEXT, height=SIZE, width=SIZE),
     annotations=dict(id=WHOLE, image_id=WHOLE, category_id=WHOLE, bbox=BOX, area=NUMBER,
                      iscrowd=FLAG),
-    categories=dict(id=WHOLE, name=TEXT))
+    categories=dict(id=WHOLE, name=NAME))
 ONE = dict(images='image', annotations='annotation', categories='category')
 
 
@@ -101,6 +108,9 @@ def read_text(split: Split, path: Path) -> str:
 
 def _read_json(split):
     text = read_text(split, split.path)
+    if split.path.read_bytes()[:3] == codecs.BOM_UTF8:
+        split.add('E', [split.path.name], 'begins with a byte order mark, at which pycocotools '
+                  'stops: save it in UTF-8 without one')
     if not split.usable:
         return None
     try:

@@ -32,6 +32,7 @@ def load(split: Split, cfg: ConfigDict, scope: str) -> None:
         split.add('E', [type(error).__name__], f'{scope} cannot read it: {error}')
         return
     found = load_samples(Samples(kept, dataset.pipeline.transforms))
+    split.loaded = True
     samples = list(track(found, str(split.path), len(kept), console=Console(stderr=True)))
     names = [os.path.relpath(info['img_path'], split.images) for info in kept]
     _judge_images(split, names, samples)
@@ -98,6 +99,9 @@ def _judge_maps(split, names, samples):
               f'left out: they do not end in {split.suffix}')
     maps = {Path(name).with_suffix('.png').name: sample for name, sample in zip(names, samples)}
     _judge_files_of_maps(split, maps)
+    alone = {os.path.relpath(path, split.maps) for path in walk(split.maps, ['.png'])}
+    split.add('W', sorted(alone - {str(Path(name).with_suffix('.png')) for name in names}),
+              f'maps without an image that ends in {split.suffix}: they are left out')
     pixels = Counter()
     for sample in samples:
         pixels.update(sample.pixels)

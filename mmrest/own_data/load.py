@@ -124,8 +124,8 @@ class Samples(Dataset):
         except Exception as error:  # whatever it is, it would end a training, too
             if isinstance(error, FileNotFoundError):
                 sample.missing = error.filename or info['img_path']
-            text = (str(error) or repr(error)).splitlines()[0]
-            sample.error = text.replace(f': {info["img_path"]}', '')
+            text = getattr(error, 'err', None) or str(error) or repr(error)  # cv2's, short
+            sample.error = text.splitlines()[0].replace(f': {info["img_path"]}', '')
             if len(info.get('instances', ())) == 1 and sample.step.endswith('Annotations'):
                 sample.lost = {0: sample.error}
             return sample

@@ -132,11 +132,14 @@ class _Judge:
             if what.endswith('outline') and len(numbers) == len(content['annotations']):
                 level = 'E'  # all of them
             split.add(level, places(content, 'annotations', numbers), what)
+        if not split.usable:  # objects may be missing with their images
+            return
         crowds = {self.names[thing['category_id']] for thing in content['annotations']
                   if thing['iscrowd']}
         split.add('W', sorted(crowds - set(split.counts)),
                   'only crowd regions, which nothing is learned from')
-        split.add('W', (n for n in split.classes if n not in split.counts and n not in crowds),
+        split.add('W', (n for n in self.dataset.metainfo['classes']
+                        if n not in split.counts and n not in crowds),
                   'no objects of these categories, so that nothing learns them')
 
 

@@ -11,9 +11,10 @@ PARTS = 'training', 'validation', 'test'
 
 def contents(splits: Sequence[Split]) -> str:
     """Number of images, and the objects, images or share of the pixels of each class."""
-    rows = [('', *PARTS[:len(splits)]), ('images', *(len(s.sizes) for s in splits))]
+    rows = [('', *PARTS[:len(splits)]),
+            ('images', *(len(s.sizes) if s.loaded else '-' for s in splits))]
     if splits[0].boxes:
-        rows.append(('images without objects', *(s.empty for s in splits)))
+        rows.append(('images without objects', *(s.empty if s.loaded else '-' for s in splits)))
     for name in dict.fromkeys(name for split in splits for name in split.classes):
         rows.append((name, *(_count(split, name) for split in splits)))
     return _align(rows)
@@ -81,6 +82,8 @@ def _pyramid(train, scale, anchors):
 
 
 def _count(split, name):
+    if not split.loaded:
+        return '-'
     if split.maps.name:
         return f'{split.counts[name] / max(sum(split.counts.values()), 1):.1%}'
     return split.counts[name]

@@ -200,8 +200,8 @@ def swapped(content):
     (names('Cat', 'dog'), ["E: 'Cat': ", "writes 'cat': rename one"]),
     (names('cat', ' dog'), ["E: ' dog': ", "writes 'dog': rename one"]),
     (names('cat', 'bird'), ['W: bird: classes that ', 'E: dog: classes of ']),
-    (copy_last('categories', id=3, name='bird'), ['W: bird: classes that ', 'W: bird: no obj']),
-    (swapped, ['E: dog, cat: MMDetection numbers the classes in the order of the file']),
+    (copy_last('categories', id=3, name='bird'), ['W: bird: classes that ']),
+    (swapped, ['E: dog, cat: mm numbers the classes in the order of the file']),
 ])
 def test_classes_of_both_splits(change, expected, tmp_path):
     train = tiny_data.write_coco(tmp_path / 'train')
@@ -268,7 +268,8 @@ MAPS = {
     'size': (lambda folder: cv2.imwrite(str(folder / 'maps/0.png'), np.zeros((9, 9), np.uint8)),
              ['E 0.png: another size than the image']),
     'ending': (lambda folder: (folder / 'images/0.jpg').rename(folder / 'images/0.png'),
-               ['E 0.png: the other images end in .jpg']),
+               ['E 0.png: the other images end in .jpg',
+                'W 0.png: maps without an image that ends in .jpg']),
     'class': (lambda folder: (folder / 'classes.txt').write_text('cat\ndog\nbird\n'),
               ['W bird: no pixels of these classes']),
 }
@@ -397,7 +398,8 @@ def test_two_images_of_one_file_and_similar_names(tmp_path):
 
 @pytest.mark.parametrize('content, words', [
     ('{"categories": [{"name": "caf\xe9"}]}'.encode('latin-1'), 'not in UTF-8 (byte 30)'),
-    (b'\xef\xbb\xbf{}', "'images', missing".replace(',', ':')), (b'[' * 10**5, 'no JSON: ')])
+    (b'\xef\xbb\xbf{}', 'begins with a byte order mark, at which pycocotools stops'),
+    (b'[' * 10**5, 'no JSON: ')])
 def test_encodings_of_json(content, words, tmp_path):
     (tmp_path / 'labels.json').write_bytes(content)
     assert words in found('boxes', tmp_path)[0]
@@ -451,3 +453,19 @@ def test_maps_of_16_bits(tmp_path):
     cv2.imwrite(str(tmp_path / 'maps/0.png'), values)
     finding = found('segments', tmp_path)[0]
     assert finding.startswith('E ') and '0.png: values up to 256: mm keeps the las' in finding
+
+
+def test_what_is_not_loaded_is_not_counted(tmp_path):
+    """No number, and no warning that follows from it, is said of files with an error."""
+    train = tiny_data.write_coco(tmp_path / 'a', change=first('categories', name='d\ud83d'))
+    val = tiny_data.write_coco(tmp_path / 'b', 100, copy_last('images', id=9, file_name='x'))
+    splits = read('boxes', train, val)
+    assert contents(splits).splitlines()[1].split() == ['images', '-', '4']
+    assert [f.level for split in splits for f in split.findings] == ['E', 'E']
+    assert "'name' must be a text that UTF-8 can write" in str(splits[0].findings[0])
+
+
+def test_maps_without_an_image(tmp_path):
+    (tiny_data.write_segments(tmp_path) / 'images/2.jpg').unlink()
+    finding, = found('segments', tmp_path)
+    assert finding.startswith('W ') and '2.png: maps without an image that ends in .jpg' in finding

@@ -64,7 +64,7 @@ def test_voc_by_its_lists(tmp_path):
             dict(category_id=2, bbox=[50, 10, 24, 30], area=720, iscrowd=0, id=2, image_id=1)],
         categories=[dict(id=1, name='cat'), dict(id=2, name='dog')])
     assert {path.suffix for path in (tmp_path / 'deep').rglob('*.*')} == {'.json'}
-    split = read('boxes', tmp_path / 'deep/out/train.json')  # finds the photographs there
+    split, = read('boxes', tmp_path / 'deep/out/train.json')  # finds the photographs there
     assert split.findings == [] and len(split.sizes) == 2
 
 
@@ -111,7 +111,7 @@ def test_voc_size_from_before_exif_is_kept_and_the_check_refuses_it(tmp_path):
     (tmp_path / 'a.xml').write_text(voc_xml([CAT], 'a.jpg', (96, 64)))
     first, _ = convert('voc', [tmp_path], tmp_path / 'out')
     assert 'before EXIF' in first and first.endswith('a.xml (96x64, not 64x96)')
-    split = read('boxes', tmp_path / 'out/train.json')
+    split, = read('boxes', tmp_path / 'out/train.json')
     assert any(f.level == 'E' and 'EXIF' in f.what for f in split.findings)
 
 
@@ -523,7 +523,7 @@ def test_labelme_image_data_where_the_photograph_is_missing(tmp_path):
     assert len(list((tmp_path / 'out').rglob('*.png'))) == 1
     assert f'imageData, written beside the JSON (1): {folder}/0.json' in lines[0]
     assert lines[1].endswith(f'left out (1): {folder}/bad.json')
-    split = read('masks', tmp_path / 'out/train.json')
+    split, = read('masks', tmp_path / 'out/train.json')
     assert split.findings == [] and len(split.sizes) == 4
 
 
@@ -546,7 +546,7 @@ def test_roboflow_coco_needs_no_conversion(tmp_path):
         images=[dict(id=0, file_name='a.png', width=96, height=64)], annotations=[thing],
         categories=[dict(id=0, name='pets', supercategory='none'),
                     dict(id=1, name='cat', supercategory='pets')])))
-    split = read('masks', tmp_path)
+    split, = read('masks', tmp_path)
     assert split.counts == dict(cat=1) and split.classes == ['pets', 'cat']
     assert [(f.level, f.where) for f in split.findings] == [('W', ['pets'])]
 

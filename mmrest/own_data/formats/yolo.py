@@ -59,6 +59,10 @@ def _read_yaml(file: Path, notes: Notes) -> Tuple[Dict[int, str], Dict[Path, Set
         data = yaml.safe_load(file.read_text('utf-8-sig'))
         names = data['names']
         names = dict(enumerate(names) if isinstance(names, list) else names)
+        for i, name in names.items():
+            if type(name) not in (str, int):  # yes, no, on and off
+                notes.add('names of classes that YAML does not take for text; put them in '
+                          'quotes', f'{file} ({i}: {name})')
         names = {int(i): str(name) for i, name in names.items()}
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: no YAML with 'names', a list or numbers with names "
