@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..apis import find_rest
-from ..errors import UserError
+from . import known
 
 
 class Preprocess(nn.Module):
@@ -47,11 +47,17 @@ class Preprocess(nn.Module):
 
 
 class OnnxClassifier(nn.Module):
-    """MMPretrain's ImageClassifier: images to logits (B, classes)."""
+    """MMPretrain's ImageClassifier: images to logits (B, classes).
+
+    Raises:
+        UserError: The model has an option or a part that is not known.
+    """
     names = ('logits', )
 
     def __init__(self, model: nn.Module):
         super().__init__()
+        known.check(model)
+        self.metadata = dict(activation=known.ACTIVATIONS[type(model.head).__name__])
         self.preprocess = Preprocess(model.data_preprocessor)
         self.model = model
 
@@ -63,17 +69,13 @@ class OnnxSegmenter(nn.Module):
     """MMSegmentation's EncoderDecoder: images to the class of each pixel (B, H, W), int64.
 
     Raises:
-        ValueError: It is tested on crops (``test_cfg.mode='slide'``) or has one output.
+        UserError: The model has an option or a part that is not known.
     """
     names = ('labels', )
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        mode = model.test_cfg.get('mode', 'whole')
-        if mode != 'whole':
-            raise UserError(f"test_cfg.mode={mode!r} cannot be exported, it must be 'whole'")
-        if model.out_channels == 1:
-            raise UserError('a segmenter with out_channels=1 cannot be exported')
+        known.check(model)
         self.preprocess = Preprocess(model.data_preprocessor)
         self.model = model
 

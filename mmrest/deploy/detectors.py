@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ..errors import UserError
+from . import known
 from .dense import Preprocess
 
 NOTHING = -1.
@@ -61,15 +61,11 @@ def best(boxes: Tensor, scores: Tensor, groups: Tensor, cfg) -> Tuple[Tensor, Te
     """mmcv's ``batched_nms`` for a batch: the ``cfg.max_per_img`` best boxes (B, N, 4).
 
     A box suppresses others of its group alone. Returns scores and indices (B, max_per_img).
-
-    Raises:
-        ValueError: The config asks for another kind of suppression.
     """
-    kind = cfg.nms.get('type', 'nms')
-    if kind != 'nms':
-        raise UserError(f"nms.type={kind!r} cannot be exported, it must be 'nms'")
     # Groups are moved apart by more than the largest coordinate, in float32 as mmcv does it.
     there = scores[..., None] > NOTHING
+    if cfg.nms.get('class_agnostic', False):  # which mmcv forgets where there are many boxes
+        groups = groups * (there.sum(1) >= cfg.nms.get('split_thr', 10000))
     most = torch.where(there, boxes, torch.zeros_like(boxes)).amax((1, 2), keepdim=True)
     apart = boxes + groups.to(boxes)[..., None] * (most + 1)
     image, box = nms(apart, scores, cfg.nms.iou_threshold, NOTHING / 2).unbind(1)
@@ -95,12 +91,17 @@ def decode(coder, anchors: Tensor, deltas: Tensor, whwh: Tensor) -> Tensor:
 
 
 class Candidates(nn.Module):
-    """The best ``nms_pre`` boxes of each level of an anchor head."""
+    """The best ``nms_pre`` boxes of each level of an anchor head.
 
-    def __init__(self, head: nn.Module, cfg):
+    Args:
+        head (nn.Module): Of mm.
+        cfg (ConfigDict): Its ``test_cfg``.
+        score_thr (float): Boxes have a higher score.
+    """
+
+    def __init__(self, head: nn.Module, cfg, score_thr: float = NOTHING):
         super().__init__()
-        self.head = head
-        self.cfg = cfg
+        self.head, self.cfg, self.score_thr = head, cfg, score_thr
 
     def forward(self, features: Sequence[Tensor], whwh: Tensor) -> List[Tensor]:
         """Boxes (B, n, 4), and (B, n) each: scores, classes, levels."""
@@ -124,7 +125,7 @@ class Candidates(nn.Module):
         scores = scores.reshape(B, -1)
         # Padded, so that any size of image has enough for topk.
         scores, index = torch.cat([scores, scores.new_full((B, k), NOTHING)], 1).topk(k)
-        there = scores > self.cfg.get('score_thr', NOTHING)
+        there = scores > self.score_thr
         index = torch.where(there, index, torch.zeros_like(index))
         anchor = index // C
         deltas = deltas.permute(0, 2, 3, 1).reshape(B, -1, 4)
@@ -144,13 +145,19 @@ def finish(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tuple[Tensor, Tenso
 
 
 class OnnxDetector(nn.Module):
-    """What both kinds of detectors share."""
+    """What both kinds of detectors share.
+
+    Raises:
+        UserError: The model has an option or a part that is not known.
+    """
     names = ('boxes', 'scores', 'labels')
 
     def __init__(self, model: nn.Module):
         super().__init__()
+        known.check(model)
         self.preprocess = Preprocess(model.data_preprocessor)
-        self.backbone, self.neck, self.cfg = model.backbone, model.neck, model.test_cfg
+        self.backbone, self.cfg = model.backbone, model.test_cfg
+        self.neck = model.neck if model.with_neck else nn.Identity()
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
         H, W = image.shape[-2:]
@@ -167,7 +174,7 @@ class OneStage(OnnxDetector):
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
-        self.candidates = Candidates(model.bbox_head, self.cfg)
+        self.candidates = Candidates(model.bbox_head, self.cfg, self.cfg.get('score_thr', 0.))
 
     def detect(self, features: Sequence[Tensor], whwh: Tensor) -> Tuple[Tensor, ...]:
         boxes, scores, labels, _ = self.candidates(features, whwh)
@@ -184,6 +191,7 @@ class TwoStage(OnnxDetector):
         self.roi = model.roi_head
         if model.with_mask:
             self.names = (*self.names, 'masks')
+            self.metadata = dict(mask_threshold=self.cfg.rcnn.get('mask_thr_binary', 0.5))
 
     def detect(self, features: Sequence[Tensor], whwh: Tensor) -> Tuple[Tensor, ...]:
         boxes, scores, _, levels = self.candidates(features, whwh)

@@ -14,7 +14,7 @@ from ..apis import find_rest
 from ..errors import MissingPackageError, UserError
 from ..files import write_whole
 from ..safe_reading import read_file
-from . import detectors, emsa_onnx, verify
+from . import detectors, emsa_onnx, known, verify
 from .dense import Backbone, OnnxClassifier, OnnxSegmenter, replace_constants
 
 # What exports a model of mm, and what checks the result.
@@ -43,7 +43,9 @@ def export(model: nn.Module,
         model (nn.Module): A whole model of mm in eval mode, see
             :func:`~mmrest.apis.build_model`. It is not changed.
         path (str | Path): The file.
-        metadata (dict, optional): The file's metadata, see :func:`describe`.
+        metadata (dict, optional): The file's metadata, see :func:`describe`. Of a classifier
+            the file also has ``activation``, ``softmax`` or ``sigmoid``, and of masks
+            ``mask_threshold``.
         backbone (bool): Whether to export the model's ResT alone.
         images (Sequence[str]): Image files to check a detector on, which may find nothing in
             random pictures. A warning says so.
@@ -54,8 +56,8 @@ def export(model: nn.Module,
         compared.
 
     Raises:
-        ValueError: The model cannot be exported, or onnxruntime disagrees with mm's
-            ``predict`` at one of these sizes. Nothing is written.
+        UserError: The model has an option or a part that is not known, or onnxruntime
+            disagrees with mm's ``predict`` at one of these sizes. Nothing is written.
         ImportError: A package that writes or runs ONNX is not installed.
     """
     try:
@@ -129,7 +131,8 @@ def to_onnx(network: nn.Module, metadata: Dict[str, str]):
     proto = emsa_onnx.fill(program.model_proto)
     for axis, name in ((0, 'batch'), (2, 'height'), (3, 'width')):
         proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
-    onnx.helper.set_model_props(proto, metadata)
+    own = {name: json.dumps(value) for name, value in getattr(network, 'metadata', {}).items()}
+    onnx.helper.set_model_props(proto, {**metadata, **own})
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
@@ -173,19 +176,46 @@ def find_classes(cfg: Config, checkpoint: Optional[str]) -> list:
 
 
 def find_test_size(cfg: Config) -> dict:
-    size = {}
+    size: dict = {}
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     for step in dataset.get('pipeline', ()):
-        if step.type in ('Resize', 'ResizeEdge'):
+        kind = step.type if isinstance(step.type, str) else step.type.__name__
+        kind = kind.rpartition('.')[2]
+        check_step(kind, step, size)
+        if kind in ('Resize', 'ResizeEdge'):
             scale = step.scale
-            if step.type == 'ResizeEdge':
+            if kind == 'ResizeEdge':
                 size['edge'] = scale
             else:
                 size['scale'] = [scale, scale] if isinstance(scale, int) else list(scale)
                 size['keep_ratio'] = step.get('keep_ratio', False)
             size['interpolation'] = step.get('interpolation', 'bilinear')
             size['antialias'] = step.get('backend') == 'pillow'
-        elif step.type == 'CenterCrop':
+        elif kind == 'CenterCrop':
             crop = step.crop_size
             size['crop'] = [crop, crop] if isinstance(crop, int) else list(crop)
     return size
+
+
+def check_step(kind: str, step: dict, before: dict) -> None:
+    """Refuse a step of the test pipeline that is not known.
+
+    Args:
+        kind (str): Its class.
+        step (dict): Its config.
+        before (dict): What the steps before do to an image's size.
+    """
+    if kind not in known.STEPS:
+        raise UserError(f'test pipeline: a step of type={kind!r} cannot be exported, only '
+                        f'{", ".join(known.STEPS)}')
+    if known.STEPS[kind] is None:
+        return
+    if 'crop' in before or kind != 'CenterCrop' and before:
+        raise UserError(f'test pipeline: {kind} after another step that changes the size '
+                        'cannot be exported')
+    options = {name: value for name, value in step.items() if name != 'type'}
+    known.check_options(options, known.STEPS[kind], f'test pipeline: {kind}')
+    if kind != 'CenterCrop' and options.get('backend', 'cv2') == 'cv2' and (
+            options.get('interpolation') == 'bicubic'):
+        raise UserError(f"test pipeline: {kind}.interpolation='bicubic' cannot be exported, "
+                        "but with backend='pillow'")

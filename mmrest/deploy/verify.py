@@ -9,11 +9,14 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
 from ..errors import UserError
+from . import known
 
 BOX_TOLERANCE = 0.1  # pixels
 SCORE_TOLERANCE = 1e-3
 PIXEL_TOLERANCE = 1e-3  # share of the pixels of label maps, and of masks within their boxes
-TOLERANCE = 1e-4  # of logits; of features relative to the largest
+TOLERANCE = 1e-4  # of logits and features, relative to the largest
+# That much, too, where mm's own float32 is further from float64 than half of TOLERANCE.
+LIMIT = 0.05
 # Batch, height and width: no multiple of 32, one portrait, one batch of 3.
 SIZES = ((1, 203, 310), (1, 250, 190), (3, 97, 131))
 
@@ -163,18 +166,21 @@ def check_label_maps(model: nn.Module, images: Tensor, outputs: Outputs) -> Dict
 
 
 def check_logits(model: nn.Module, images: Tensor, outputs: Outputs) -> Dict[str, float]:
-    """Compare logits, and their softmax with mm's scores; see :func:`check_detections`."""
+    """Compare logits as :func:`check_features` compares features.
+
+    mm's scores have to be what :data:`mmrest.deploy.known.ACTIVATIONS` makes of its logits.
+    """
     from mmpretrain.structures import DataSample
     samples = predict(model, images, DataSample)
     inputs = model.data_preprocessor(dict(inputs=images.flip(1)))['inputs']
     with torch.no_grad():
-        wanted = model(inputs, mode='tensor')
-    found = torch.from_numpy(outputs[0])
-    scores = torch.stack([sample.pred_score for sample in samples])
-    error = (wanted - found).abs().max().item()
-    refuse_above('logits', error, TOLERANCE)
-    refuse_above('scores', (scores - found.softmax(-1)).abs().max().item(), TOLERANCE)
-    return dict(logits=error)
+        plain = model(inputs, mode='tensor')
+        exact = copy.deepcopy(model).double()(inputs.double(), mode='tensor')
+    sigmoid = known.ACTIVATIONS[type(model.head).__name__] == 'sigmoid'
+    scores = plain.sigmoid() if sigmoid else plain.softmax(-1)
+    wanted = torch.stack([sample.pred_score for sample in samples])
+    refuse_above('scores', (scores - wanted).abs().max().item(), TOLERANCE)
+    return compare_with_float64('logits', outputs, [plain], [exact])
 
 
 def check_features(model: nn.Module, images: Tensor, outputs: Outputs) -> Dict[str, float]:
@@ -184,15 +190,21 @@ def check_features(model: nn.Module, images: Tensor, outputs: Outputs) -> Dict[s
     an untrained ResT loses three digits, because its instance norm amplifies differences in
     nearly uniform maps.
     """
-    errors = []
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(images.double())
-        for features in (model(images), map(torch.from_numpy, outputs)):
-            errors.append(max(((a - b).abs().max() / b.abs().max()).item()
-                              for a, b in zip(features, exact)))
-    plain, found = errors
-    refuse_above('features', found, max(TOLERANCE, 2 * plain), 'of the largest')
-    return {'features': found, 'features of PyTorch': plain}
+        return compare_with_float64('features', outputs, model(images), exact)
+
+
+def compare_with_float64(name: str, outputs: Outputs, plain: Sequence[Tensor],
+                         exact: Sequence[Tensor]) -> Dict[str, float]:
+    """See :func:`check_features`: what ONNX gives, and PyTorch in float32 and in float64."""
+    errors = []
+    for tensors in (plain, map(torch.from_numpy, outputs)):
+        errors.append(max(((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
+                          for a, b in zip(tensors, exact)))
+    mm, found = errors
+    refuse_above(name, found, min(max(TOLERANCE, 2 * mm), LIMIT), 'of the largest')
+    return {name: found, f'{name} of PyTorch': mm}
 
 
 def refuse_above(name: str, error: float, most: float, unit: str = '') -> None:

@@ -75,8 +75,18 @@ def test_best_is_mmcvs_batched_nms():
         assert (found[i, len(kept):] == detectors.NOTHING).all()
 
 
-def test_another_suppression_is_refused():
-    model = build('retinanet')
-    model.test_cfg.nms.type = 'soft_nms'
-    with pytest.raises(ValueError, match="nms.type='soft_nms'"):
-        detectors.OneStage(model)(verify.pictures((1, 64, 64)))
+@pytest.mark.parametrize('options, groups', [
+    (dict(class_agnostic=True), 1), (dict(class_agnostic=True, split_thr=400), 1),
+    (dict(class_agnostic=True, split_thr=300), 5), (dict(split_thr=10), 5)])
+def test_options_of_suppression_are_mmcvs(options, groups):
+    torch.manual_seed(0)
+    corner = 50 * torch.rand(300, 2)
+    boxes = torch.cat([corner, corner + 30 * torch.rand(300, 2)], 1)
+    scores, labels = torch.rand(300), torch.randint(5, (300, ))
+    cfg = ConfigDict(nms=dict(type='nms', iou_threshold=0.4, **options), max_per_img=280)
+    wanted, kept = batched_nms(boxes, scores, labels, cfg.nms)
+    found, index = detectors.best(boxes[None], scores[None], labels[None], cfg)
+    assert len(kept) < 280 and (len(kept) > 220) == (groups == 5)
+    assert_close(found[0, :len(kept)], wanted[:, 4], rtol=0, atol=0)
+    assert_close(index[0, :len(kept)], kept, rtol=0, atol=0)
+    assert (found[0, len(kept):] == detectors.NOTHING).all()

@@ -43,8 +43,11 @@ class Model:
     def __init__(self, run: Callable[[np.ndarray], Dict[str, np.ndarray]],
                  metadata: Dict[str, str]):
         self.run = run
-        self.classes = json.loads(metadata['classes'])
-        self.size = json.loads(metadata['test_size'])
+        metadata = {name: json.loads(value) for name, value in metadata.items()
+                    if name in ('classes', 'test_size', 'activation', 'mask_threshold')}
+        self.classes, self.size = metadata['classes'], metadata['test_size']
+        self.activation = metadata.get('activation')
+        self.mask_threshold = metadata.get('mask_threshold')
 
     def __call__(self, image: Image.Image) -> dict:
         """What is found in an RGB picture, for JSON.
@@ -59,8 +62,7 @@ class Model:
         found = self.run(np.asarray(resized).transpose(2, 0, 1)[None])
         found = {name: output[0] for name, output in found.items()}
         if 'logits' in found:
-            scores = np.exp(found['logits'] - found['logits'].max())
-            scores /= scores.sum()
+            scores = ACTIVATIONS[self.activation](found['logits'])
             best = int(scores.argmax())
             return dict(pred_scores=scores.tolist(), pred_label=best,
                         pred_score=float(scores[best]), pred_class=self.name(best))
@@ -76,8 +78,9 @@ class Model:
             bboxes=boxes.tolist(), scores=found['scores'].tolist(),
             labels=found['labels'].tolist(), classes=[self.name(i) for i in found['labels']])
         if 'masks' in found:
-            result['masks'] = [run_lengths(paste(mask, box, image.height, image.width))
-                               for mask, box in zip(found['masks'], boxes)]
+            result['masks'] = [
+                run_lengths(paste(mask, box, image.height, image.width, self.mask_threshold))
+                for mask, box in zip(found['masks'], boxes)]
         return result
 
     def name(self, label: int) -> str:
@@ -169,15 +172,28 @@ def neighbours(old: int, new: int, clip: bool) -> Tuple[np.ndarray, np.ndarray]:
     return np.clip([low, low + 1], 0, old - 1).astype(int), weights
 
 
-def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Probabilities (s, s) in a box -> the pixels (height, width) of at least 0.5."""
+def softmax(logits: np.ndarray) -> np.ndarray:
+    scores = np.exp(logits - logits.max())
+    return scores / scores.sum()
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 0.5 + 0.5 * np.tanh(0.5 * logits)  # without an overflow
+
+
+ACTIVATIONS = dict(softmax=softmax, sigmoid=sigmoid)
+
+
+def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int,
+          threshold: float) -> np.ndarray:
+    """Probabilities (s, s) in a box -> the pixels (height, width) of at least a threshold."""
     x1, y1, x2, y2 = box
     left, right = (int(np.clip(x, 0, width)) for x in (np.floor(x1) - 1, np.ceil(x2) + 1))
     top, bottom = (int(np.clip(y, 0, height)) for y in (np.floor(y1) - 1, np.ceil(y2) + 1))
     rows = interpolation(np.arange(top, bottom), y1, y2, len(mask))
     columns = interpolation(np.arange(left, right), x1, x2, len(mask))
     pasted = np.zeros((height, width), bool)
-    pasted[top:bottom, left:right] = rows @ mask @ columns.T >= 0.5
+    pasted[top:bottom, left:right] = rows @ mask @ columns.T >= threshold
     return pasted
 
 
