@@ -46,7 +46,17 @@ class Preprocess(nn.Module):
         return image
 
 
-class OnnxClassifier(nn.Module):
+class OnnxModel(nn.Module):
+    """What is exported: images (B, 3, H, W) to outputs that have names.
+
+    Probes are outputs beside them for the check, which the file does not have.
+    """
+    names: Tuple[str, ...] = ()
+    probes: Tuple[str, ...] = ()
+    metadata: dict = {}
+
+
+class OnnxClassifier(OnnxModel):
     """MMPretrain's ImageClassifier: images to logits (B, classes).
 
     Raises:
@@ -65,7 +75,7 @@ class OnnxClassifier(nn.Module):
         return self.model(self.preprocess(image), mode='tensor')
 
 
-class OnnxSegmenter(nn.Module):
+class OnnxSegmenter(OnnxModel):
     """MMSegmentation's EncoderDecoder: images to the class of each pixel (B, H, W), int64.
 
     Raises:
@@ -88,7 +98,7 @@ class OnnxSegmenter(nn.Module):
         return logits[..., :H, :W].argmax(1)
 
 
-class Backbone(nn.Module):
+class Backbone(OnnxModel):
     """A model's ResT: what the data preprocessor gives to the features of the stages."""
 
     def __init__(self, model: nn.Module):

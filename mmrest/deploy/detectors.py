@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from . import known
-from .dense import Preprocess
+from .dense import OnnxModel, Preprocess
 
 NOTHING = -1.
 
@@ -144,7 +144,7 @@ def finish(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tuple[Tensor, Tenso
             torch.where(there, labels, torch.full_like(labels, -1)))
 
 
-class OnnxDetector(nn.Module):
+class OnnxDetector(OnnxModel):
     """What both kinds of detectors share.
 
     Raises:
@@ -183,7 +183,11 @@ class OneStage(OnnxDetector):
 
 
 class TwoStage(OnnxDetector):
-    """Faster R-CNN, and Mask R-CNN with ``masks`` (B, n, s, s), probabilities in each box."""
+    """Faster R-CNN, and Mask R-CNN with ``masks`` (B, n, s, s), probabilities in each box.
+
+    The probes are the boxes that the first stage proposes, and their scores.
+    """
+    probes = ('proposals', 'objectness')
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
@@ -196,8 +200,10 @@ class TwoStage(OnnxDetector):
     def detect(self, features: Sequence[Tensor], whwh: Tensor) -> Tuple[Tensor, ...]:
         boxes, scores, _, levels = self.candidates(features, whwh)
         scores, index = best(boxes, scores, levels, self.cfg.rpn)
-        found = self.classify(features, take(boxes, index), scores > NOTHING, whwh)
-        return (*found, self.masks(features, *found)) if 'masks' in self.names else found
+        boxes = take(boxes, index)
+        found = self.classify(features, boxes, scores > NOTHING, whwh)
+        masks = (self.masks(features, *found), ) if 'masks' in self.names else ()
+        return (*found, *masks, boxes, scores)
 
     def classify(self, features: Sequence[Tensor], boxes: Tensor, there: Tensor,
                  whwh: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

@@ -15,17 +15,19 @@ from ..errors import MissingPackageError, UserError
 from ..files import write_whole
 from ..safe_reading import read_file
 from . import detectors, emsa_onnx, known, verify
-from .dense import Backbone, OnnxClassifier, OnnxSegmenter, replace_constants
+from .dense import Backbone, OnnxClassifier, OnnxModel, OnnxSegmenter, replace_constants
+from .verify_boxes import check_detections
 
 # What exports a model of mm, and what checks the result.
 FAMILIES = {
     'ImageClassifier': (OnnxClassifier, verify.check_logits),
     'EncoderDecoder': (OnnxSegmenter, verify.check_label_maps),
-    'RetinaNet': (detectors.OneStage, verify.check_detections),
-    'FasterRCNN': (detectors.TwoStage, verify.check_detections),
-    'MaskRCNN': (detectors.TwoStage, verify.check_detections),
+    'RetinaNet': (detectors.OneStage, check_detections),
+    'FasterRCNN': (detectors.TwoStage, check_detections),
+    'MaskRCNN': (detectors.TwoStage, check_detections),
 }
 EXPORTED = (2, 128, 160)  # batch, height and width of the example
+COUNTS = ('pictures', 'boxes', 'near-ties')  # added up; of all else the largest counts
 
 
 def export(model: nn.Module,
@@ -51,9 +53,9 @@ def export(model: nn.Module,
             random pictures. A warning says so.
 
     Returns:
-        dict[str, float]: The largest differences from mm's ``predict`` at the sizes in
-        :data:`mmrest.deploy.verify.SIZES`. Of a detector, also how many ``boxes`` were
-        compared.
+        dict[str, float]: The largest differences from mm's ``predict`` on ``pictures`` of the
+        sizes in :data:`mmrest.deploy.verify.SIZES`. Of a detector, also how many ``boxes`` were
+        compared. :func:`mmrest.deploy.verify.sentence` says it.
 
     Raises:
         UserError: The model has an option or a part that is not known, or onnxruntime
@@ -67,16 +69,18 @@ def export(model: nn.Module,
         raise MissingPackageError(
             f'{error}: run `pip install onnx onnxruntime onnxscript`') from error
     model, network, check = resolve(model, backbone)
-    content = to_onnx(network, metadata or {}).SerializeToString()
-    errors = compare(content, model, network, check, images)
+    proto = to_onnx(network, metadata or {})
+    errors = compare(proto.SerializeToString(), model, network, check, images)
     if errors.get('boxes') == 0:
         warnings.warn('neither mm nor ONNX finds a box in the pictures that the file was '
                       'checked on; check it on images with objects in them', stacklevel=2)
-    write_whole(path, content)
+    for output in [x for x in proto.graph.output if x.name in network.probes]:
+        proto.graph.output.remove(output)
+    write_whole(path, proto.SerializeToString())
     return errors
 
 
-def resolve(model: nn.Module, backbone: bool) -> Tuple[nn.Module, nn.Module, Callable]:
+def resolve(model: nn.Module, backbone: bool) -> Tuple[nn.Module, OnnxModel, Callable]:
     """What is exported of a model, as it is and as a module for the exporter, and its check."""
     kind = type(model).__name__
     if backbone:
@@ -111,8 +115,10 @@ def compare(content: bytes, model: nn.Module, network: nn.Module, check: Callabl
             sizes = 'x'.join(map(str, size))
             raise UserError(f"not written: at {sizes}, ONNX disagrees with mm's predict: "
                             f'{error}') from error
+        errors['pictures'] = len(image)
         for name, value in errors.items():
-            result[name] = max(value, result.get(name, 0.))
+            before = result.get(name, 0.)
+            result[name] = before + value if name in COUNTS else max(value, before)
     return result
 
 
@@ -125,13 +131,13 @@ def to_onnx(network: nn.Module, metadata: Dict[str, str]):
         warnings.simplefilter('ignore')  # deprecations inside torch.onnx
         program = torch.onnx.export(
             network, (picture(network, EXPORTED), ), dynamo=True, verbose=False,
-            input_names=['image'], output_names=list(network.names),
+            input_names=['image'], output_names=[*network.names, *network.probes],
             dynamic_shapes=dict(image={0: dynamic, 2: dynamic, 3: dynamic}),
             custom_translation_table={**emsa_onnx.translations(), **detectors.translations()})
     proto = emsa_onnx.fill(program.model_proto)
     for axis, name in ((0, 'batch'), (2, 'height'), (3, 'width')):
         proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
-    own = {name: json.dumps(value) for name, value in getattr(network, 'metadata', {}).items()}
+    own = {name: json.dumps(value) for name, value in network.metadata.items()}
     onnx.helper.set_model_props(proto, {**metadata, **own})
     onnx.checker.check_model(proto, full_check=True)
     return proto
