@@ -13,6 +13,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets.transforms import Pad
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmpretrain.datasets.transforms import CenterCrop, ResizeEdge
 from PIL import Image
@@ -199,6 +200,39 @@ def test_nothing_to_do_is_one_sentence(run, bright, tmp_path):
         run(bright, 'x.png')
 
 
+def test_a_device_that_is_missing_is_one_sentence(run, bright, tmp_path, monkeypatch):
+    import onnxruntime
+    Image.new('L', (5, 5)).save(tmp_path / 'x.png')
+    there = onnxruntime.get_available_providers()
+    if 'CUDAExecutionProvider' not in there:
+        with pytest.raises(SystemExit, match='^--device cuda: this onnxruntime has only cpu'):
+            run(bright, 'x.png', '--device', 'cuda')
+        monkeypatch.setattr(onnxruntime, 'get_available_providers',
+                            lambda: ['CUDAExecutionProvider', *there])
+        with pytest.warns(UserWarning), pytest.raises(SystemExit, match='cannot use it'):
+            run(bright, 'x.png', '--device', 'cuda')
+
+
+def test_a_device_gets_its_settings(tool, bright, monkeypatch):
+    import onnxruntime
+    calls = []
+    session = onnxruntime.InferenceSession
+
+    def start(path, options, providers):
+        calls.append(providers)
+        started = session(path, options, ['CPUExecutionProvider'])
+        monkeypatch.setattr(started, 'get_providers', lambda: [providers[0][0]])
+        return started
+
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', start)
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: [
+        'CPUExecutionProvider', 'CUDAExecutionProvider', 'OpenVINOExecutionProvider'])
+    for device in ('cpu', 'cuda', 'openvino'):
+        assert tool.load(bright, device)(COLOR)['pred_class'] == 'bright'
+    assert [name[:4] for (name, _), in calls] == ['CPUE', 'CUDA', 'Open']
+    assert calls[2][0][1]['precision'] == 'FP32'  # by default it is 16 bits on some CPUs
+
+
 def test_large_images_are_taken_and_said(run, tool, bright, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)  # Pillow refuses twice as many
     monkeypatch.setattr(tool, 'LARGE', 5399)
@@ -258,6 +292,15 @@ def test_sizes_are_those_of_mmcv(tool, hw, size):
     wanted = mmcv.imrescale if size['keep_ratio'] else mmcv.imresize
     found = tool.fit(Image.fromarray(image), dict(size, antialias=False))
     np.testing.assert_array_equal(np.asarray(found), wanted(image, tuple(size['scale'])))
+
+
+@pytest.mark.parametrize('hw', [(60, 80), (50, 20), (150, 90)])
+def test_padded_as_mmdet_does_it(tool, hw):
+    image = np.random.default_rng(0).integers(0, 256, (*hw, 3), np.uint8)
+    step = Pad(size=(90, 70), pad_val=dict(img=(1, 2, 3)))  # of BGR
+    wanted = step(dict(img=image[..., ::-1]))['img'][..., ::-1]
+    found = tool.pad(Image.fromarray(image), dict(pad=[90, 70], pad_value=[3, 2, 1]))
+    np.testing.assert_array_equal(np.asarray(found), wanted)
 
 
 @pytest.mark.parametrize('hw', [(300, 401), (401, 300), (256, 256)])
