@@ -5,9 +5,10 @@ Images (B, 3, H, W) become ``boxes`` (B, n, 4), x1 y1 x2 y2 in pixels, ``scores`
 the number of boxes is fixed, so that nothing depends on what an image shows; boxes that are not
 there have the score NOTHING.
 """
-from typing import List, Sequence, Tuple
+from typing import Iterable, List, Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -80,18 +81,25 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def decode(coder, anchors: Tensor, deltas: Tensor, whwh: Tensor) -> Tensor:
-    """Boxes (B, n, 4) of anchors and deltas (B, n, 4), clipped to the image."""
+    """Boxes (B, n, 4) of anchors and deltas (B, n, 4), clipped to the image.
+
+    Anchors that are points (B, n, 2) have distances to the four sides as their deltas.
+    """
     from mmdet.models.task_modules.coders.delta_xywh_bbox_coder import delta2bbox
-    boxes = delta2bbox(
-        anchors.reshape(-1, 4), deltas.reshape(-1, 4), coder.means, coder.stds, None,
-        add_ctr_clamp=coder.add_ctr_clamp, ctr_clamp=coder.ctr_clamp).view(anchors.shape)
+    from mmdet.structures.bbox import distance2bbox
+    if anchors.shape[-1] == 2:
+        boxes = distance2bbox(anchors, deltas)
+    else:
+        boxes = delta2bbox(
+            anchors.reshape(-1, 4), deltas.reshape(-1, 4), coder.means, coder.stds, None,
+            add_ctr_clamp=coder.add_ctr_clamp, ctr_clamp=coder.ctr_clamp).view(anchors.shape)
     if not coder.clip_border:
         return boxes
     return boxes.clamp(min=0).minimum(whwh)
 
 
 class Candidates(nn.Module):
-    """The best ``nms_pre`` boxes of each level of an anchor head.
+    """The best ``nms_pre`` boxes of each level of a dense head, with anchors or points.
 
     Args:
         head (nn.Module): Of mm.
@@ -105,16 +113,22 @@ class Candidates(nn.Module):
 
     def forward(self, features: Sequence[Tensor], whwh: Tensor) -> List[Tensor]:
         """Boxes (B, n, 4), and (B, n) each: scores, classes, levels."""
-        logits, deltas = self.head(features)
+        logits, deltas, *centerness = self.head(features)
         anchors = self.head.prior_generator.grid_priors(
             [x.shape[-2:] for x in logits], dtype=deltas[0].dtype, device=deltas[0].device)
-        levels = [
-            self.level(*level, whwh) for level in zip(logits, deltas, anchors)
-        ]
+        deltas = [x.permute(0, 2, 3, 1) for x in deltas]
+        if hasattr(self.head, 'integral'):  # GFL: distances as distributions
+            anchors = [self.head.anchor_center(x) for x in anchors]
+            project = self.head.integral.project.clone()  # else the exporter loses its name
+            deltas = [F.linear(x.unflatten(-1, (4, -1)).softmax(-1), project) * stride[0]
+                      for x, stride in zip(deltas, self.head.prior_generator.strides)]
+        levels = [self.level(*level, whwh) for level in zip(
+            logits, deltas, centerness[0] if centerness else [None] * len(logits), anchors)]
         number = [torch.full_like(labels, i) for i, (_, _, labels) in enumerate(levels)]
         return [torch.cat(x, 1) for x in (*zip(*levels), number)]
 
-    def level(self, logits: Tensor, deltas: Tensor, anchors: Tensor, whwh: Tensor):
+    def level(self, logits: Tensor, deltas: Tensor, centerness: Optional[Tensor],
+              anchors: Tensor, whwh: Tensor):
         B, C, k = len(logits), self.head.cls_out_channels, self.cfg.nms_pre
         scores = logits.permute(0, 2, 3, 1).reshape(B, -1, C)  # (B, anchors, C)
         if self.head.use_sigmoid_cls:
@@ -128,9 +142,11 @@ class Candidates(nn.Module):
         there = scores > self.score_thr
         index = torch.where(there, index, torch.zeros_like(index))
         anchor = index // C
-        deltas = deltas.permute(0, 2, 3, 1).reshape(B, -1, 4)
         boxes = decode(self.head.bbox_coder, take(anchors.expand(B, -1, -1), anchor),
-                       take(deltas, anchor), whwh)
+                       take(deltas.reshape(B, -1, 4), anchor), whwh)
+        if centerness is not None:
+            centerness = centerness.permute(0, 2, 3, 1).reshape(B, -1).sigmoid()
+            scores = scores * centerness.gather(1, anchor)
         least = self.cfg.get('min_bbox_size', -1)
         if least >= 0:
             there = there & (boxes[..., 2:] - boxes[..., :2] > least).all(-1)
@@ -170,7 +186,7 @@ class OnnxDetector(OnnxModel):
 
 
 class OneStage(OnnxDetector):
-    """RetinaNet."""
+    """RetinaNet, FCOS, ATSS, GFL and RTMDet."""
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
@@ -183,7 +199,8 @@ class OneStage(OnnxDetector):
 
 
 class TwoStage(OnnxDetector):
-    """Faster R-CNN, and Mask R-CNN with ``masks`` (B, n, s, s), probabilities in each box.
+    """Faster and Cascade R-CNN, and with masks, which are ``masks`` (B, n, s, s),
+    probabilities in each box.
 
     The probes are the boxes that the first stage proposes, and their scores.
     """
@@ -208,13 +225,19 @@ class TwoStage(OnnxDetector):
     def classify(self, features: Sequence[Tensor], boxes: Tensor, there: Tensor,
                  whwh: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """The second stage's boxes, scores and labels from proposals (B, n, 4)."""
-        head = self.roi.bbox_head
         B, n, _ = boxes.shape
-        C = head.num_classes
         image = torch.arange(B)[:, None].expand(B, n).reshape(-1)
-        logits, deltas = head(
-            crop(self.roi.bbox_roi_extractor, features, boxes.reshape(-1, 4), image))
-        scores = logits.softmax(-1)[:, :C].reshape(B, n, C)
+        all_logits: List[Tensor] = []
+        *first, (head, extractor) = stages(self.roi.bbox_head, self.roi.bbox_roi_extractor)
+        for one, its_extractor in first:  # of Cascade R-CNN
+            logits, deltas = one(crop(its_extractor, features, boxes.reshape(-1, 4), image))
+            all_logits.append(logits)
+            boxes = refine(one, boxes, logits, deltas, whwh)
+        logits, deltas = head(crop(extractor, features, boxes.reshape(-1, 4), image))
+        all_logits.append(logits)
+        C = head.num_classes
+        scores = sum(all_logits) / len(all_logits)
+        scores = scores.softmax(-1)[:, :C].reshape(B, n, C)
         there = there[..., None] & (scores > self.cfg.rcnn.score_thr)
         scores = torch.where(there, scores, torch.full_like(scores, NOTHING)).view(B, n * C)
         each = 1 if head.reg_class_agnostic else C
@@ -231,14 +254,35 @@ class TwoStage(OnnxDetector):
         wanted = (labels >= 0) | (torch.arange(labels.shape[1]) == 0)
         image, index = wanted.nonzero(as_tuple=True)
         torch._check(image.shape[0] > 0)  # for torch.export
-        masks = self.roi.mask_head(
-            crop(self.roi.mask_roi_extractor, features, boxes[image, index], image)).sigmoid()
-        if masks.shape[1] > 1:
-            label = labels[image, index].clamp(min=0)[:, None, None, None]
-            masks = masks.gather(1, label.expand(-1, 1, *masks.shape[2:]))
-        full = masks.new_zeros((*labels.shape, *masks.shape[2:]))
-        full = full.index_put((image, index), masks[:, 0])
+        masks = torch.stack([
+            head(crop(extractor, features, boxes[image, index], image)).sigmoid()
+            for head, extractor in stages(self.roi.mask_head, self.roi.mask_roi_extractor)
+        ]).mean(0)
+        masks = of_class(masks, labels[image, index].clamp(min=0))
+        full = masks.new_zeros((*labels.shape, *masks.shape[1:]))
+        full = full.index_put((image, index), masks)
         return torch.where((labels >= 0)[..., None, None], full, torch.zeros_like(full))
+
+
+def stages(head: nn.Module, extractor: nn.Module) -> Iterable[Tuple[nn.Module, nn.Module]]:
+    """Pairs of a head and its extractor, several of Cascade R-CNN."""
+    return zip(head, extractor) if isinstance(head, nn.ModuleList) else [(head, extractor)]
+
+
+def of_class(x: Tensor, label: Tensor) -> Tensor:
+    """(n, C, ...), (n, ) -> (n, ...); C is 1 of what is the same for all classes.
+
+    Not by ``gather``, which OpenVINO 2025.4 computes wrongly for masks.
+    """
+    n, C = x.shape[:2]
+    return x.flatten(0, 1)[torch.arange(n) * C + (label if C > 1 else 0)]
+
+
+def refine(head: nn.Module, boxes: Tensor, logits: Tensor, deltas: Tensor,
+           whwh: Tensor) -> Tensor:
+    """Boxes (B, n, 4) as a stage moves them for their likeliest class."""
+    deltas = of_class(deltas.view(len(deltas), -1, 4), logits[:, :-1].argmax(1))
+    return decode(head.bbox_coder, boxes, deltas.reshape(boxes.shape), whwh)
 
 
 def crop(extractor: nn.Module, features: Sequence[Tensor], boxes: Tensor,

@@ -22,9 +22,10 @@ from .verify_boxes import check_detections
 FAMILIES = {
     'ImageClassifier': (OnnxClassifier, verify.check_logits),
     'EncoderDecoder': (OnnxSegmenter, verify.check_label_maps),
-    'RetinaNet': (detectors.OneStage, check_detections),
-    'FasterRCNN': (detectors.TwoStage, check_detections),
-    'MaskRCNN': (detectors.TwoStage, check_detections),
+    **dict.fromkeys(('RetinaNet', 'FCOS', 'ATSS', 'GFL', 'RTMDet'),
+                    (detectors.OneStage, check_detections)),
+    **dict.fromkeys(('FasterRCNN', 'MaskRCNN', 'CascadeRCNN'),
+                    (detectors.TwoStage, check_detections)),
 }
 EXPORTED = (2, 128, 160)  # batch, height and width of the example
 COUNTS = ('pictures', 'boxes', 'near-ties')  # added up; of all else the largest counts
@@ -153,7 +154,8 @@ def describe(cfg: Config, checkpoint: Optional[str] = None) -> Dict[str, str]:
     Returns:
         dict[str, str]: ``classes``, their names, as far as the checkpoint or the config has
         them; ``test_size``, what the config's test pipeline does to an image's size:
-        ``scale`` [w, h] with ``keep_ratio``, or the short ``edge``; then ``crop`` [w, h];
+        ``scale`` [w, h] with ``keep_ratio``, or the short ``edge``; then ``crop`` [w, h], or
+        ``pad`` [w, h] at the bottom and at the right with ``pad_value`` in RGB;
         ``interpolation``; and ``antialias``. ``mean``, ``std`` and ``channel_order`` of what
         the backbone gets.
     """
@@ -200,6 +202,11 @@ def find_test_size(cfg: Config) -> dict:
         elif kind == 'CenterCrop':
             crop = step.crop_size
             size['crop'] = [crop, crop] if isinstance(crop, int) else list(crop)
+        elif kind == 'Pad':
+            value = step.get('pad_val', 0)
+            value = value.get('img', 0) if isinstance(value, dict) else value
+            size['pad'] = list(step.size)
+            size['pad_value'] = [value] * 3 if isinstance(value, int) else list(value)[::-1]
     return size
 
 
@@ -216,12 +223,12 @@ def check_step(kind: str, step: dict, before: dict) -> None:
                         f'{", ".join(known.STEPS)}')
     if known.STEPS[kind] is None:
         return
-    if 'crop' in before or kind != 'CenterCrop' and before:
+    if {'crop', 'pad'} & set(before) or before and kind not in ('CenterCrop', 'Pad'):
         raise UserError(f'test pipeline: {kind} after another step that changes the size '
                         'cannot be exported')
     options = {name: value for name, value in step.items() if name != 'type'}
     known.check_options(options, known.STEPS[kind], f'test pipeline: {kind}')
-    if kind != 'CenterCrop' and options.get('backend', 'cv2') == 'cv2' and (
-            options.get('interpolation') == 'bicubic'):
+    if kind in ('Resize', 'ResizeEdge') and options.get('interpolation') == 'bicubic' and (
+            options.get('backend', 'cv2') == 'cv2'):
         raise UserError(f"test pipeline: {kind}.interpolation='bicubic' cannot be exported, "
                         "but with backend='pillow'")

@@ -55,13 +55,21 @@ SEGMENTATION_HEADS = ('ASPPHead', 'DepthwiseSeparableASPPHead', 'FCNHead', 'FPNH
 
 RGB = {'backbone.in_channels': only(3)}
 DETECTOR = {**RGB, 'data_preprocessor': ('DetDataPreprocessor', )}
-TWO_STAGE = {**DETECTOR, 'rpn_head': ('RPNHead', ), 'roi_head': ('StandardRoIHead', ),
+DENSE = {**DETECTOR, 'test_cfg': DENSE_TEST}
+TWO_STAGE = {**DETECTOR, 'rpn_head': ('RPNHead', ),
              'test_cfg': dict(rpn=RPN_TEST, rcnn=RCNN_TEST)}
 ANCHOR_HEAD = {'bbox_coder': ('DeltaXYWHBBoxCoder', ), 'prior_generator': ('AnchorGenerator', ),
                'loss_cls': NO_OWN_ACTIVATION}
+POINT_HEAD = {**ANCHOR_HEAD, 'bbox_coder': ('DistancePointBBoxCoder', ),
+              'prior_generator': ('MlvlPointGenerator', )}
 BBOX_HEAD = {'bbox_coder': ('DeltaXYWHBBoxCoder', ), 'loss_cls': NO_OWN_ACTIVATION,
              'with_cls': only(True), 'with_reg': only(True), 'predict_box_type': only('hbox')}
 BBOX_HEADS = ('BBoxHead', 'ConvFCBBoxHead', 'Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead')
+
+ROI_HEAD = {
+    'bbox_roi_extractor': ('SingleRoIExtractor', ), 'bbox_head': BBOX_HEADS,
+    'mask_roi_extractor': ('SingleRoIExtractor', None), 'mask_head': ('FCNMaskHead', None),
+    'with_shared_head': only(False)}
 
 # By class: its parts, of the classes in a tuple, and its options. A class without an entry has
 # nothing to know.
@@ -73,20 +81,25 @@ KNOWN: Dict[str, dict] = {
         'decode_head': SEGMENTATION_HEADS, 'out_channels': at_least(2),
         'test_cfg': dict(mode=only('whole'), crop_size=ANY, stride=ANY)},
     'SegDataPreProcessor': {'test_cfg': dict(size_divisor=ANY, size=only(None))},
-    'RetinaNet': {**DETECTOR, 'bbox_head': ('RetinaHead', ), 'test_cfg': DENSE_TEST},
-    'FasterRCNN': TWO_STAGE,
-    'MaskRCNN': TWO_STAGE,
-    'RetinaHead': ANCHOR_HEAD,
-    'RPNHead': ANCHOR_HEAD,
-    'StandardRoIHead': {
-        'bbox_roi_extractor': ('SingleRoIExtractor', ), 'bbox_head': BBOX_HEADS,
-        'mask_roi_extractor': ('SingleRoIExtractor', None), 'mask_head': ('FCNMaskHead', None),
-        'with_shared_head': only(False)},
+    'RetinaNet': {**DENSE, 'bbox_head': ('RetinaHead', )},
+    'FCOS': {**DENSE, 'bbox_head': ('FCOSHead', )},
+    'ATSS': {**DENSE, 'bbox_head': ('ATSSHead', )},
+    'GFL': {**DENSE, 'bbox_head': ('GFLHead', )},
+    'RTMDet': {**DENSE, 'bbox_head': ('RTMDetHead', 'RTMDetSepBNHead')},
+    'FasterRCNN': {**TWO_STAGE, 'roi_head': ('StandardRoIHead', )},
+    'MaskRCNN': {**TWO_STAGE, 'roi_head': ('StandardRoIHead', )},
+    'CascadeRCNN': {**TWO_STAGE, 'roi_head': ('CascadeRoIHead', )},
+    **dict.fromkeys(('RetinaHead', 'ATSSHead', 'RPNHead'), ANCHOR_HEAD),
+    **dict.fromkeys(('FCOSHead', 'RTMDetHead', 'RTMDetSepBNHead'), POINT_HEAD),
+    'GFLHead': {**ANCHOR_HEAD, 'bbox_coder': ('DistancePointBBoxCoder', ),
+                'use_sigmoid_cls': only(True)},
+    **dict.fromkeys(('StandardRoIHead', 'CascadeRoIHead'), ROI_HEAD),
     **dict.fromkeys(BBOX_HEADS, BBOX_HEAD),
     'SingleRoIExtractor': {'roi_layers': ('RoIAlign', )},
     'RoIAlign': {'pool_mode': only('avg')},
 }
 
+SIZE = Rule('two numbers', lambda size: isinstance(size, (tuple, list)) and len(size) == 2)
 RESIZE = dict(scale=ANY, backend=only('cv2', 'pillow'), clip_object_border=ANY,
               interpolation=only('bilinear', 'bicubic', 'nearest'))
 # By step of the test pipeline: its options. What loads and packs an image may have any.
@@ -95,6 +108,8 @@ STEPS: Dict[str, Optional[dict]] = {
     'PackInputs': None, 'PackDetInputs': None, 'PackSegInputs': None,
     'Resize': dict(**RESIZE, keep_ratio=only(False, True), scale_factor=only(None)),
     'ResizeEdge': dict(**RESIZE, edge=only('short')),
+    'Pad': dict(size=SIZE, pad_val=ANY, size_divisor=only(None), pad_to_square=only(False),
+                padding_mode=only('constant')),
     'CenterCrop': dict(crop_size=ANY, efficientnet_style=only(False), crop_padding=ANY,
                        interpolation=ANY, backend=ANY, auto_pad=only(False), pad_cfg=ANY,
                        clip_object_border=ANY),

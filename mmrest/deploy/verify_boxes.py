@@ -275,6 +275,7 @@ def paste(model: nn.Module, found: Boxes, masks: Tensor, hw: Tuple[int, int],
     cfg = copy.copy(model.roi_head.test_cfg)
     cfg.mask_thr_binary += shift
     head = model.roi_head.mask_head
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
     channels = 1 if head.class_agnostic else head.num_classes
     results = head.predict_by_feat(
         (masks[:, None].expand(-1, channels, -1, -1), ),

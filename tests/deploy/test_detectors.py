@@ -9,18 +9,19 @@ from torch.testing import assert_close
 from mmrest.deploy import detectors, verify
 from mmrest.deploy.export import FAMILIES
 
-from .models import build
+from .models import CASCADES, DENSE, build
 
-DETECTORS = ('retinanet', 'faster_rcnn', 'mask_rcnn')
+PAIRS = [*((family, backbone) for family in ('retinanet', 'faster_rcnn', 'mask_rcnn')
+           for backbone in ('ResT', 'ResTV2')),
+         *((family, 'ResTV2') for family in (*DENSE, *CASCADES))]
 
 
-@pytest.mark.parametrize('backbone', ['ResT', 'ResTV2'])
-@pytest.mark.parametrize('family', DETECTORS)
+@pytest.mark.parametrize('family, backbone', PAIRS)
 def test_equal_to_predict_to_the_last_digit(family, backbone):
     model = build(family, backbone)
     wrapper, check = FAMILIES[type(model).__name__]
     network = wrapper(model).eval()
-    assert network.names[3:] == (('masks', ) if family == 'mask_rcnn' else ())
+    assert network.names[3:] == (('masks', ) if 'mask' in family else ())
     for number, shape in enumerate([(1, 75, 130), (3, 97, 61)]):
         images = verify.pictures(shape, first=number)
         with torch.no_grad():

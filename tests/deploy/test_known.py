@@ -11,6 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from mmrest import ResT
 from mmrest.apis import build_model
 from mmrest.deploy import describe, export, known, verify
 from mmrest.deploy.export import FAMILIES, find_test_size
@@ -88,6 +89,12 @@ def test_parts_of_another_kind(family, place, part, no_trace, tmp_path):
         export(model, tmp_path / 'x.onnx')
 
 
+def test_a_backbone_of_other_channels(no_trace, tmp_path):
+    rest = ResT(ARCH, in_channels=4)
+    with pytest.raises(UserError, match='in_channels=4 cannot be exported; known: 3'):
+        export(rest, tmp_path / 'x.onnx', backbone=True)
+
+
 def test_operators_and_losses_of_another_kind(no_trace, tmp_path):
     model = build('faster_rcnn')
     model.roi_head.bbox_roi_extractor.roi_layers[1] = RoIPool(7, 1.)
@@ -104,7 +111,9 @@ def test_operators_and_losses_of_another_kind(no_trace, tmp_path):
 
 
 @pytest.mark.parametrize('steps, words', [
-    ([dict(type='Pad', size_divisor=32)], "a step of type='Pad' cannot be exported, only Load"),
+    ([dict(type='RandomFlip')], "a step of type='RandomFlip' cannot be exported, only Load"),
+    ([dict(type='Pad', size=(9, 9), size_divisor=32)], 'Pad.size_divisor=32 cannot be'),
+    ([dict(type='Pad', pad_to_square=True)], 'Pad.size=None cannot be .*; known: two num'),
     ([dict(type='mmdet.Resize', scale_factor=2.)], 'Resize.scale_factor=2.0 cannot'),
     ([dict(type='ResizeEdge', scale=9, edge='long')], "ResizeEdge.edge='long' cannot be"),
     ([dict(type='Resize', scale=9, interpolation='area')], "interpolation='area' cannot be"),
@@ -126,6 +135,15 @@ def test_steps_by_class_and_with_a_scope():
         dict(type=CenterCrop, crop_size=224)]))))
     assert find_test_size(cfg) == dict(
         edge=256, crop=[224, 224], interpolation='bilinear', antialias=True)
+
+
+def test_padding_of_rtmdet():
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=[
+        dict(type='Resize', scale=(64, 48), keep_ratio=True),
+        dict(type='Pad', size=(64, 64), pad_val=dict(img=(1, 2, 3)))]))))
+    assert find_test_size(cfg) == dict(
+        scale=[64, 48], keep_ratio=True, interpolation='bilinear', antialias=False,
+        pad=[64, 64], pad_value=[3, 2, 1])
 
 
 CLASSES = dict(num_classes=5, in_channels=16)
