@@ -104,7 +104,7 @@ class Backbone(OnnxModel):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.rest = find_rest(model)
-        known.check_value(self.rest.in_channels, known.only(3), 'in_channels')
+        known.check(self.rest)
         self.names = tuple(f'stage{i + 1}' for i in self.rest.out_indices)
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 from torch import nn
 
 from ..errors import UserError
+from ..models import ResT
 
 
 class Rule(NamedTuple):
@@ -53,8 +54,7 @@ ACTIVATIONS = dict(
 SEGMENTATION_HEADS = ('ASPPHead', 'DepthwiseSeparableASPPHead', 'FCNHead', 'FPNHead', 'PSPHead',
                       'SegformerHead', 'UPerHead')
 
-RGB = {'backbone.in_channels': only(3)}
-DETECTOR = {**RGB, 'data_preprocessor': ('DetDataPreprocessor', )}
+DETECTOR = {'data_preprocessor': ('DetDataPreprocessor', )}
 DENSE = {**DETECTOR, 'test_cfg': DENSE_TEST}
 TWO_STAGE = {**DETECTOR, 'rpn_head': ('RPNHead', ),
              'test_cfg': dict(rpn=RPN_TEST, rcnn=RCNN_TEST)}
@@ -74,11 +74,12 @@ ROI_HEAD = {
 # By class: its parts, of the classes in a tuple, and its options. A class without an entry has
 # nothing to know.
 KNOWN: Dict[str, dict] = {
+    **dict.fromkeys(('ResT', 'ResTV2', 'ResTAblation'), {'in_channels': only(3)}),
     'ImageClassifier': {
-        **RGB, 'data_preprocessor': ('ClsDataPreprocessor', ), 'head': tuple(ACTIVATIONS)},
+        'data_preprocessor': ('ClsDataPreprocessor', ), 'head': tuple(ACTIVATIONS)},
     'EncoderDecoder': {
-        **RGB, 'data_preprocessor': ('SegDataPreProcessor', ),
-        'decode_head': SEGMENTATION_HEADS, 'out_channels': at_least(2),
+        'data_preprocessor': ('SegDataPreProcessor', ), 'decode_head': SEGMENTATION_HEADS,
+        'out_channels': at_least(2),
         'test_cfg': dict(mode=only('whole'), crop_size=ANY, stride=ANY)},
     'SegDataPreProcessor': {'test_cfg': dict(size_divisor=ANY, size=only(None))},
     'RetinaNet': {**DENSE, 'bbox_head': ('RetinaHead', )},
@@ -125,15 +126,15 @@ def check(model: nn.Module) -> None:
     check_parts(model, '')
     for name, module in model.named_modules():
         kind = type(module)
+        if isinstance(module, ResT):
+            check_parts(module, name and f'{name}.')
         if kind.__module__.startswith('mmcv.ops') and kind.__name__ != 'RoIAlign':
             raise UserError(f'{name}: {kind.__name__} of mmcv.ops cannot be exported')
 
 
 def check_parts(module: nn.Module, path: str) -> None:
     for part, known in KNOWN.get(type(module).__name__, {}).items():
-        value, where = module, f'{path}{part}'
-        for name in part.split('.'):
-            value = getattr(value, name, None)
+        value, where = getattr(module, part, None), f'{path}{part}'
         if isinstance(known, Rule):
             check_value(value, known, where)
         elif isinstance(known, dict):

@@ -95,6 +95,13 @@ def test_a_backbone_of_other_channels(no_trace, tmp_path):
         export(rest, tmp_path / 'x.onnx', backbone=True)
 
 
+def test_channels_of_other_backbones_are_their_own():
+    model = build('classifier')
+    model.backbone = MODELS.build(dict(type='mmpretrain.MobileNetV2', out_indices=(7, )))
+    assert model.backbone.in_channels == 320  # of a layer inside
+    known.check(model)
+
+
 def test_operators_and_losses_of_another_kind(no_trace, tmp_path):
     model = build('faster_rcnn')
     model.roi_head.bbox_roi_extractor.roi_layers[1] = RoIPool(7, 1.)
