@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..apis import find_rest
-from ..errors import UserError
+from . import known
 
 
 class Preprocess(nn.Module):
@@ -46,12 +46,28 @@ class Preprocess(nn.Module):
         return image
 
 
-class OnnxClassifier(nn.Module):
-    """MMPretrain's ImageClassifier: images to logits (B, classes)."""
+class OnnxModel(nn.Module):
+    """What is exported: images (B, 3, H, W) to outputs that have names.
+
+    Probes are outputs beside them for the check, which the file does not have.
+    """
+    names: Tuple[str, ...] = ()
+    probes: Tuple[str, ...] = ()
+    metadata: dict = {}
+
+
+class OnnxClassifier(OnnxModel):
+    """MMPretrain's ImageClassifier: images to logits (B, classes).
+
+    Raises:
+        UserError: The model has an option or a part that is not known.
+    """
     names = ('logits', )
 
     def __init__(self, model: nn.Module):
         super().__init__()
+        known.check(model)
+        self.metadata = dict(activation=known.ACTIVATIONS[type(model.head).__name__])
         self.preprocess = Preprocess(model.data_preprocessor)
         self.model = model
 
@@ -59,21 +75,17 @@ class OnnxClassifier(nn.Module):
         return self.model(self.preprocess(image), mode='tensor')
 
 
-class OnnxSegmenter(nn.Module):
+class OnnxSegmenter(OnnxModel):
     """MMSegmentation's EncoderDecoder: images to the class of each pixel (B, H, W), int64.
 
     Raises:
-        ValueError: It is tested on crops (``test_cfg.mode='slide'``) or has one output.
+        UserError: The model has an option or a part that is not known.
     """
     names = ('labels', )
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        mode = model.test_cfg.get('mode', 'whole')
-        if mode != 'whole':
-            raise UserError(f"test_cfg.mode={mode!r} cannot be exported, it must be 'whole'")
-        if model.out_channels == 1:
-            raise UserError('a segmenter with out_channels=1 cannot be exported')
+        known.check(model)
         self.preprocess = Preprocess(model.data_preprocessor)
         self.model = model
 
@@ -86,12 +98,13 @@ class OnnxSegmenter(nn.Module):
         return logits[..., :H, :W].argmax(1)
 
 
-class Backbone(nn.Module):
+class Backbone(OnnxModel):
     """A model's ResT: what the data preprocessor gives to the features of the stages."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.rest = find_rest(model)
+        known.check(self.rest)
         self.names = tuple(f'stage{i + 1}' for i in self.rest.out_indices)
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:

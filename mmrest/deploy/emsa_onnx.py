@@ -7,6 +7,7 @@ export a ResT get the equations in plain operators.
 """
 from typing import Optional
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -167,4 +168,22 @@ def fill(model):
     standard, = (item for item in model.opset_import if not item.domain)
     del model.opset_import[:]
     model.opset_import.append(standard)
+    make_tensors(model.graph)
     return model
+
+
+def make_tensors(graph) -> None:
+    """Write the constants of an ``onnx.GraphProto`` as tensors, in the Scans' bodies too.
+
+    Tools that convert numbers to float16 know no other kind.
+    """
+    from onnx import AttributeProto, helper, numpy_helper
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                make_tensors(attribute.g)
+            elif node.op_type == 'Constant' and attribute.name != 'value':
+                kind = np.float32 if attribute.name.startswith('value_float') else np.int64
+                value = np.array(helper.get_attribute_value(attribute), kind)
+                attribute.CopyFrom(helper.make_attribute(
+                    'value', numpy_helper.from_array(value)))

@@ -14,18 +14,21 @@ from ..apis import find_rest
 from ..errors import MissingPackageError, UserError
 from ..files import write_whole
 from ..safe_reading import read_file
-from . import detectors, emsa_onnx, verify
-from .dense import Backbone, OnnxClassifier, OnnxSegmenter, replace_constants
+from . import detectors, emsa_onnx, known, verify
+from .dense import Backbone, OnnxClassifier, OnnxModel, OnnxSegmenter, replace_constants
+from .verify_boxes import check_detections
 
 # What exports a model of mm, and what checks the result.
 FAMILIES = {
     'ImageClassifier': (OnnxClassifier, verify.check_logits),
     'EncoderDecoder': (OnnxSegmenter, verify.check_label_maps),
-    'RetinaNet': (detectors.OneStage, verify.check_detections),
-    'FasterRCNN': (detectors.TwoStage, verify.check_detections),
-    'MaskRCNN': (detectors.TwoStage, verify.check_detections),
+    **dict.fromkeys(('RetinaNet', 'FCOS', 'ATSS', 'GFL', 'RTMDet'),
+                    (detectors.OneStage, check_detections)),
+    **dict.fromkeys(('FasterRCNN', 'MaskRCNN', 'CascadeRCNN'),
+                    (detectors.TwoStage, check_detections)),
 }
 EXPORTED = (2, 128, 160)  # batch, height and width of the example
+COUNTS = ('pictures', 'boxes', 'near-ties')  # added up; of all else the largest counts
 
 
 def export(model: nn.Module,
@@ -43,19 +46,21 @@ def export(model: nn.Module,
         model (nn.Module): A whole model of mm in eval mode, see
             :func:`~mmrest.apis.build_model`. It is not changed.
         path (str | Path): The file.
-        metadata (dict, optional): The file's metadata, see :func:`describe`.
+        metadata (dict, optional): The file's metadata, see :func:`describe`. Of a classifier
+            the file also has ``activation``, ``softmax`` or ``sigmoid``, and of masks
+            ``mask_threshold``.
         backbone (bool): Whether to export the model's ResT alone.
         images (Sequence[str]): Image files to check a detector on, which may find nothing in
             random pictures. A warning says so.
 
     Returns:
-        dict[str, float]: The largest differences from mm's ``predict`` at the sizes in
-        :data:`mmrest.deploy.verify.SIZES`. Of a detector, also how many ``boxes`` were
-        compared.
+        dict[str, float]: The largest differences from mm's ``predict`` on ``pictures`` of the
+        sizes in :data:`mmrest.deploy.verify.SIZES`. Of a detector, also how many ``boxes`` were
+        compared. :func:`mmrest.deploy.verify.sentence` says it.
 
     Raises:
-        ValueError: The model cannot be exported, or onnxruntime disagrees with mm's
-            ``predict`` at one of these sizes. Nothing is written.
+        UserError: The model has an option or a part that is not known, or onnxruntime
+            disagrees with mm's ``predict`` at one of these sizes. Nothing is written.
         ImportError: A package that writes or runs ONNX is not installed.
     """
     try:
@@ -65,16 +70,18 @@ def export(model: nn.Module,
         raise MissingPackageError(
             f'{error}: run `pip install onnx onnxruntime onnxscript`') from error
     model, network, check = resolve(model, backbone)
-    content = to_onnx(network, metadata or {}).SerializeToString()
-    errors = compare(content, model, network, check, images)
+    proto = to_onnx(network, metadata or {})
+    errors = compare(proto.SerializeToString(), model, network, check, images)
     if errors.get('boxes') == 0:
         warnings.warn('neither mm nor ONNX finds a box in the pictures that the file was '
                       'checked on; check it on images with objects in them', stacklevel=2)
-    write_whole(path, content)
+    for output in [x for x in proto.graph.output if x.name in network.probes]:
+        proto.graph.output.remove(output)
+    write_whole(path, proto.SerializeToString())
     return errors
 
 
-def resolve(model: nn.Module, backbone: bool) -> Tuple[nn.Module, nn.Module, Callable]:
+def resolve(model: nn.Module, backbone: bool) -> Tuple[nn.Module, OnnxModel, Callable]:
     """What is exported of a model, as it is and as a module for the exporter, and its check."""
     kind = type(model).__name__
     if backbone:
@@ -109,8 +116,10 @@ def compare(content: bytes, model: nn.Module, network: nn.Module, check: Callabl
             sizes = 'x'.join(map(str, size))
             raise UserError(f"not written: at {sizes}, ONNX disagrees with mm's predict: "
                             f'{error}') from error
+        errors['pictures'] = len(image)
         for name, value in errors.items():
-            result[name] = max(value, result.get(name, 0.))
+            before = result.get(name, 0.)
+            result[name] = before + value if name in COUNTS else max(value, before)
     return result
 
 
@@ -123,13 +132,14 @@ def to_onnx(network: nn.Module, metadata: Dict[str, str]):
         warnings.simplefilter('ignore')  # deprecations inside torch.onnx
         program = torch.onnx.export(
             network, (picture(network, EXPORTED), ), dynamo=True, verbose=False,
-            input_names=['image'], output_names=list(network.names),
+            input_names=['image'], output_names=[*network.names, *network.probes],
             dynamic_shapes=dict(image={0: dynamic, 2: dynamic, 3: dynamic}),
             custom_translation_table={**emsa_onnx.translations(), **detectors.translations()})
     proto = emsa_onnx.fill(program.model_proto)
     for axis, name in ((0, 'batch'), (2, 'height'), (3, 'width')):
         proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
-    onnx.helper.set_model_props(proto, metadata)
+    own = {name: json.dumps(value) for name, value in network.metadata.items()}
+    onnx.helper.set_model_props(proto, {**metadata, **own})
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
@@ -144,7 +154,8 @@ def describe(cfg: Config, checkpoint: Optional[str] = None) -> Dict[str, str]:
     Returns:
         dict[str, str]: ``classes``, their names, as far as the checkpoint or the config has
         them; ``test_size``, what the config's test pipeline does to an image's size:
-        ``scale`` [w, h] with ``keep_ratio``, or the short ``edge``; then ``crop`` [w, h];
+        ``scale`` [w, h] with ``keep_ratio``, or the short ``edge``; then ``crop`` [w, h], or
+        ``pad`` [w, h] at the bottom and at the right with ``pad_value`` in RGB;
         ``interpolation``; and ``antialias``. ``mean``, ``std`` and ``channel_order`` of what
         the backbone gets.
     """
@@ -173,19 +184,51 @@ def find_classes(cfg: Config, checkpoint: Optional[str]) -> list:
 
 
 def find_test_size(cfg: Config) -> dict:
-    size = {}
+    size: dict = {}
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     for step in dataset.get('pipeline', ()):
-        if step.type in ('Resize', 'ResizeEdge'):
+        kind = step.type if isinstance(step.type, str) else step.type.__name__
+        kind = kind.rpartition('.')[2]
+        check_step(kind, step, size)
+        if kind in ('Resize', 'ResizeEdge'):
             scale = step.scale
-            if step.type == 'ResizeEdge':
+            if kind == 'ResizeEdge':
                 size['edge'] = scale
             else:
                 size['scale'] = [scale, scale] if isinstance(scale, int) else list(scale)
                 size['keep_ratio'] = step.get('keep_ratio', False)
             size['interpolation'] = step.get('interpolation', 'bilinear')
             size['antialias'] = step.get('backend') == 'pillow'
-        elif step.type == 'CenterCrop':
+        elif kind == 'CenterCrop':
             crop = step.crop_size
             size['crop'] = [crop, crop] if isinstance(crop, int) else list(crop)
+        elif kind == 'Pad':
+            value = step.get('pad_val', 0)
+            value = value.get('img', 0) if isinstance(value, dict) else value
+            size['pad'] = list(step.size)
+            size['pad_value'] = [value] * 3 if isinstance(value, int) else list(value)[::-1]
     return size
+
+
+def check_step(kind: str, step: dict, before: dict) -> None:
+    """Refuse a step of the test pipeline that is not known.
+
+    Args:
+        kind (str): Its class.
+        step (dict): Its config.
+        before (dict): What the steps before do to an image's size.
+    """
+    if kind not in known.STEPS:
+        raise UserError(f'test pipeline: a step of type={kind!r} cannot be exported, only '
+                        f'{", ".join(known.STEPS)}')
+    if known.STEPS[kind] is None:
+        return
+    if {'crop', 'pad'} & set(before) or before and kind not in ('CenterCrop', 'Pad'):
+        raise UserError(f'test pipeline: {kind} after another step that changes the size '
+                        'cannot be exported')
+    options = {name: value for name, value in step.items() if name != 'type'}
+    known.check_options(options, known.STEPS[kind], f'test pipeline: {kind}')
+    if kind in ('Resize', 'ResizeEdge') and options.get('interpolation') == 'bicubic' and (
+            options.get('backend', 'cv2') == 'cv2'):
+        raise UserError(f"test pipeline: {kind}.interpolation='bicubic' cannot be exported, "
+                        "but with backend='pillow'")

@@ -1,4 +1,5 @@
 """Small untrained models of every family that is exported."""
+import re
 from pathlib import Path
 
 import torch
@@ -15,15 +16,25 @@ CONFIGS = dict(
     mask_rcnn='mask_rcnn/rest_lite_fpn_digits.py',
     semantic_fpn='semantic_fpn/rest_lite_semantic_fpn_digits.py',
     upernet='upernet/rest_small_8xb2_160k_ade20k.py')
-FAMILIES = ('faster_rcnn', *CONFIGS)
+# The last layers of a head of boxes, without RetinaNet's boxes.
+LAST = re.compile(
+    r'\bbbox_head\..*(fc_cls|fc_reg|retina_cls|(atss|gfl|rtm|conv)_(cls|reg|cent))')
+DENSE = ('atss', 'fcos', 'gfl', 'rtmdet')
+CASCADES = ('cascade_rcnn', 'cascade_mask_rcnn')
+FAMILIES = ('faster_rcnn', *CONFIGS, *DENSE, *CASCADES)
+STRIDES = [8, 16, 32, 64]
+SQUARES = dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1,
+               strides=STRIDES)
+CODER = dict(type='DeltaXYWHBBoxCoder', target_means=[0.] * 4)
 
 
 def config(family, backbone='ResT'):
-    """A digits config, made small; Faster R-CNN is Mask R-CNN without masks.
+    """A digits config, made small; other families are made of RetinaNet and Mask R-CNN.
 
     Mask R-CNN has boxes and masks for each class, as on COCO, and Faster R-CNN for all.
     """
-    cfg = read_config(str(ROOT / 'configs' / CONFIGS[family.replace('faster', 'mask')]))
+    base = 'retinanet' if family in DENSE else 'mask_rcnn' if 'rcnn' in family else family
+    cfg = read_config(str(ROOT / 'configs' / CONFIGS[base]))
     model = cfg.model
     model.backbone.update(type=backbone, arch=ARCH, init_cfg=None)
     if family == 'classifier':
@@ -36,11 +47,54 @@ def config(family, backbone='ResT'):
     if family == 'mask_rcnn':
         model.roi_head.bbox_head.reg_class_agnostic = False
         model.roi_head.mask_head.class_agnostic = False
-    if family == 'faster_rcnn':
+    if family in ('faster_rcnn', 'cascade_rcnn'):
         model.type = 'FasterRCNN'
         for name in ('mask_roi_extractor', 'mask_head'):
             model.roi_head[name] = None
+    if family in CASCADES:
+        make_cascade(model, family == 'cascade_rcnn')
+    if family in DENSE:
+        make_dense(model, family)
     return cfg
+
+
+def make_cascade(model, agnostic):
+    """Three stages, of which every one knows boxes better."""
+    model.type = 'CascadeRCNN'
+    roi = model.roi_head
+    roi.update(type='CascadeRoIHead', num_stages=3, stage_loss_weights=[1, 0.5, 0.25])
+    roi.bbox_head = [dict(roi.bbox_head, reg_class_agnostic=agnostic, bbox_coder=dict(
+        CODER, target_stds=[x / stage for x in (0.1, 0.1, 0.2, 0.2)])) for stage in (1, 2, 3)]
+    model.train_cfg.rcnn = [model.train_cfg.rcnn] * 3
+    model.test_cfg.rcnn.max_per_img = 30  # masks take their time
+
+
+def make_dense(model, family):
+    """Another dense head in RetinaNet's place."""
+    head = dict(num_classes=10, in_channels=64, feat_channels=64, stacked_convs=1)
+    model.test_cfg.score_thr = 0.02
+    if family == 'atss':
+        head.update(type='ATSSHead', anchor_generator=SQUARES,
+                    bbox_coder=dict(CODER, target_stds=[0.1, 0.1, 0.2, 0.2]))
+    elif family == 'fcos':
+        head.update(type='FCOSHead', strides=STRIDES, norm_on_bbox=True, centerness_on_reg=True)
+    elif family == 'gfl':
+        head.update(type='GFLHead', anchor_generator=SQUARES, reg_max=16)
+    else:
+        act = dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='SiLU', inplace=True))
+        head.update(
+            type='RTMDetSepBNHead', with_objectness=False, exp_on_reg=True, **act,
+            anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=STRIDES[:3]),
+            bbox_coder=dict(type='DistancePointBBoxCoder'),
+            loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0),
+            loss_bbox=dict(type='GIoULoss'))
+        model.neck = dict(type='CSPNeXtPAFPN', in_channels=model.neck.in_channels,
+                          out_channels=64, num_csp_blocks=1, expand_ratio=0.5, **act)
+        model.train_cfg = dict(assigner=dict(type='DynamicSoftLabelAssigner', topk=13),
+                               allowed_border=-1, pos_weight=-1)
+        model.test_cfg.update(nms_pre=30000, max_per_img=300)
+    model.type = dict(rtmdet='RTMDet').get(family, family.upper())
+    model.bbox_head = head
 
 
 def build(family, backbone='ResT'):
@@ -60,9 +114,8 @@ def sharpen(model):
                 torch.nn.init.normal_(linear.weight, std=3 * linear.in_features**-0.5)
     if hasattr(model, 'decode_head'):
         torch.nn.init.normal_(model.decode_head.conv_seg.weight, std=0.5)
-    elif hasattr(model, 'roi_head'):
-        torch.nn.init.normal_(model.roi_head.bbox_head.fc_cls.weight, std=0.1)
-        torch.nn.init.normal_(model.roi_head.bbox_head.fc_reg.weight, std=0.1)
-    elif hasattr(model, 'bbox_head'):
-        torch.nn.init.normal_(model.bbox_head.retina_cls.weight, std=0.1)
+    elif hasattr(model, 'roi_head') or hasattr(model, 'bbox_head'):
+        for name, p in getattr(model, 'roi_head', model).named_parameters():
+            if name.endswith('weight') and LAST.search(name):
+                torch.nn.init.normal_(p, std=0.1)
     return model

@@ -9,18 +9,19 @@ from torch.testing import assert_close
 from mmrest.deploy import detectors, verify
 from mmrest.deploy.export import FAMILIES
 
-from .models import build
+from .models import CASCADES, DENSE, build
 
-DETECTORS = ('retinanet', 'faster_rcnn', 'mask_rcnn')
+PAIRS = [*((family, backbone) for family in ('retinanet', 'faster_rcnn', 'mask_rcnn')
+           for backbone in ('ResT', 'ResTV2')),
+         *((family, 'ResTV2') for family in (*DENSE, *CASCADES))]
 
 
-@pytest.mark.parametrize('backbone', ['ResT', 'ResTV2'])
-@pytest.mark.parametrize('family', DETECTORS)
+@pytest.mark.parametrize('family, backbone', PAIRS)
 def test_equal_to_predict_to_the_last_digit(family, backbone):
     model = build(family, backbone)
     wrapper, check = FAMILIES[type(model).__name__]
     network = wrapper(model).eval()
-    assert network.names[3:] == (('masks', ) if family == 'mask_rcnn' else ())
+    assert network.names[3:] == (('masks', ) if 'mask' in family else ())
     for number, shape in enumerate([(1, 75, 130), (3, 97, 61)]):
         images = verify.pictures(shape, first=number)
         with torch.no_grad():
@@ -31,7 +32,7 @@ def test_equal_to_predict_to_the_last_digit(family, backbone):
         errors = check(model, images, outputs)
         assert errors.pop('boxes') > 10
         assert set(errors.values()) == {0.}
-        for output in outputs:
+        for output in outputs[:len(network.names)]:
             assert not output[outputs[2] == -1].any() or output is outputs[2]
 
 
@@ -39,7 +40,8 @@ def test_nothing_is_found_where_nothing_is():
     model = build('mask_rcnn')
     torch.nn.init.constant_(model.roi_head.bbox_head.fc_cls.bias[-1:], 1e4)  # background
     with torch.no_grad():
-        boxes, scores, labels, masks = detectors.TwoStage(model)(verify.pictures((2, 64, 64)))
+        boxes, scores, labels, masks, *_ = detectors.TwoStage(model)(
+            verify.pictures((2, 64, 64)))
     assert (labels == -1).all() and not boxes.any() and not scores.any() and not masks.any()
     assert masks.shape == (2, 100, 28, 28)
 
@@ -75,8 +77,18 @@ def test_best_is_mmcvs_batched_nms():
         assert (found[i, len(kept):] == detectors.NOTHING).all()
 
 
-def test_another_suppression_is_refused():
-    model = build('retinanet')
-    model.test_cfg.nms.type = 'soft_nms'
-    with pytest.raises(ValueError, match="nms.type='soft_nms'"):
-        detectors.OneStage(model)(verify.pictures((1, 64, 64)))
+@pytest.mark.parametrize('options, groups', [
+    (dict(class_agnostic=True), 1), (dict(class_agnostic=True, split_thr=400), 1),
+    (dict(class_agnostic=True, split_thr=300), 5), (dict(split_thr=10), 5)])
+def test_options_of_suppression_are_mmcvs(options, groups):
+    torch.manual_seed(0)
+    corner = 50 * torch.rand(300, 2)
+    boxes = torch.cat([corner, corner + 30 * torch.rand(300, 2)], 1)
+    scores, labels = torch.rand(300), torch.randint(5, (300, ))
+    cfg = ConfigDict(nms=dict(type='nms', iou_threshold=0.4, **options), max_per_img=280)
+    wanted, kept = batched_nms(boxes, scores, labels, cfg.nms)
+    found, index = detectors.best(boxes[None], scores[None], labels[None], cfg)
+    assert len(kept) < 280 and (len(kept) > 220) == (groups == 5)
+    assert_close(found[0, :len(kept)], wanted[:, 4], rtol=0, atol=0)
+    assert_close(index[0, :len(kept)], kept, rtol=0, atol=0)
+    assert (found[0, len(kept):] == detectors.NOTHING).all()

@@ -61,3 +61,17 @@ def test_standard_operators_and_a_body_without_names_of_sizes(mix, normalize):
         assert not any(size.dim_param for size in value.type.tensor_type.shape.dim)
     inside = {name for node in body.node for name in node.output} | {x.name for x in body.input}
     assert {name for node in body.node for name in node.input} <= inside
+    constants = [(node.name, a.name) for graph in (model.graph, body) for node in graph.node
+                 if node.op_type == 'Constant' for a in node.attribute]
+    assert len(constants) > 4 and {name for _, name in constants} == {'value'}
+
+
+def test_constants_become_tensors_of_their_kind():
+    graph = helper.make_graph([
+        helper.make_node('Constant', [], [name], **{name: value})
+        for name, value in (('value_float', 0.5), ('value_floats', [0.5]), ('value_int', 7),
+                            ('value_ints', [7, 8]))], 'g', [], [])
+    emsa_onnx.make_tensors(graph)
+    found = [onnx.numpy_helper.to_array(node.attribute[0].t) for node in graph.node]
+    assert [(x.dtype.name, x.tolist()) for x in found] == [
+        ('float32', 0.5), ('float32', [0.5]), ('int64', 7), ('int64', [7, 8])]

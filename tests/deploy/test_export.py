@@ -1,4 +1,5 @@
 """Whole models as ONNX files: written by our own function, run by ONNX Runtime and OpenVINO."""
+import importlib
 import json
 import sys
 
@@ -10,17 +11,21 @@ from mmrest import ResT, ResTV2
 from mmrest.apis import read_config
 from mmrest.deploy import describe, export, verify
 from mmrest.deploy.export import FAMILIES as CHECKS
-from mmrest.errors import MissingPackageError
+from mmrest.errors import MissingPackageError, UserError
 from mmrest.models.layers import EMSA
 
-from .models import FAMILIES, ROOT, build, config, sharpen
+from .models import CASCADES, DENSE, FAMILIES, ROOT, build, config, sharpen
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
+MUTATIONS = importlib.import_module('tests.deploy.mutations').MUTATIONS  # needs onnx
+EXPORT = sys.modules['mmrest.deploy.export']  # the module, not the function of that name
 MASK_RCNN = ('mask_rcnn', 'ResT')
 # Exports take a minute: `make test` has the one with the most in it.
 OTHERS = [(family, backbone) for family in FAMILIES for backbone in ('ResT', 'ResTV2')
-          if (family, backbone) != MASK_RCNN]
+          if (family, backbone) != MASK_RCNN
+          and (backbone == 'ResTV2' or family not in (*DENSE, *CASCADES))]
+MASKS = ('boxes', 'scores', 'labels', 'masks')
 SIZES = ((2, 64, 96), (1, 200, 90), (3, 53, 77))  # beside those of verify.py
 
 
@@ -31,7 +36,16 @@ def exported(request, tmp_path_factory):
     family, backbone = request.param
     model = build(family, backbone)
     path = tmp_path_factory.mktemp('onnx') / 'model.onnx'
-    return family, model, path, export(model, path, describe(config(family, backbone)))
+    to_onnx = EXPORT.to_onnx
+
+    def and_keep(*args):
+        proto = to_onnx(*args)
+        onnx.save(proto, str(path.with_name('probes.onnx')))
+        return proto
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EXPORT, 'to_onnx', and_keep)
+        return family, model, path, export(model, path, describe(config(family, backbone)))
 
 
 def check(model, run):
@@ -72,10 +86,10 @@ def test_the_interface(exported):
     assert image.name == 'image' and kind.elem_type == onnx.TensorProto.UINT8
     assert [bool(size.dim_param) for size in kind.shape.dim] == [True, False, True, True]
     kinds = {out.name: out.type.tensor_type.elem_type for out in proto.graph.output}
+    assert not {'proposals', 'objectness'} & set(kinds)  # which were for the check alone
     assert tuple(kinds) == dict(
         classifier=('logits', ), semantic_fpn=('labels', ), upernet=('labels', ),
-        mask_rcnn=('boxes', 'scores', 'labels', 'masks')).get(
-            family, ('boxes', 'scores', 'labels'))
+        mask_rcnn=MASKS, cascade_mask_rcnn=MASKS).get(family, MASKS[:3])
     assert kinds.get('labels', onnx.TensorProto.INT64) == onnx.TensorProto.INT64
     meta = {prop.key: json.loads(prop.value) for prop in proto.metadata_props if (
         prop.key != 'channel_order')}
@@ -85,6 +99,19 @@ def test_the_interface(exported):
         assert meta['test_size']['scale'] == [128, 128]
     # The model itself is not changed.
     assert {m.backend for m in model.modules() if isinstance(m, EMSA)} == {'auto'}
+
+
+@pytest.mark.parametrize('mutate', MUTATIONS)
+def test_faults_in_the_graph_are_refused(exported, mutate, monkeypatch):
+    family, model, path, _ = exported
+    if family != 'mask_rcnn':
+        pytest.skip('the faults are those of Mask R-CNN')
+    monkeypatch.setattr(verify, 'SIZES', ((1, 97, 131), ))  # small, and so quick
+    proto = onnx.load(str(path.with_name('probes.onnx')))
+    _, network, check = EXPORT.resolve(model, False)
+    mutate(proto)
+    with pytest.raises(UserError, match="not written: at 1x97x131, ONNX disagrees with mm's"):
+        EXPORT.compare(proto.SerializeToString(), model, network, check, ())
 
 
 @pytest.mark.parametrize('kind', [pytest.param(ResT, marks=pytest.mark.slow), ResTV2])
@@ -128,7 +155,7 @@ def quick(monkeypatch):
         graph = helper.make_graph(nodes, 'g', [image], infos)
         proto = helper.make_model(graph, ir_version=10,
                                   opset_imports=[helper.make_opsetid('', 18)])
-        monkeypatch.setattr(sys.modules['mmrest.deploy.export'], 'to_onnx', lambda *_: proto)
+        monkeypatch.setattr(EXPORT, 'to_onnx', lambda *_: proto)
 
     return use
 
@@ -157,9 +184,9 @@ def test_a_detector_that_finds_nothing_is_written_with_a_warning(quick, tmp_path
 def test_other_models_are_refused(tmp_path):
     from mmdet.registry import MODELS
     from mmengine.hub import get_config
-    cfg = get_config('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py').model
+    cfg = get_config('mmdet::paa/paa_r50_fpn_1x_coco.py').model
     cfg.backbone.init_cfg = None
-    with pytest.raises(ValueError, match='FCOS cannot be exported as a whole, only '):
+    with pytest.raises(ValueError, match='PAA cannot be exported as a whole, only '):
         export(MODELS.build(cfg), tmp_path / 'x.onnx')
 
 

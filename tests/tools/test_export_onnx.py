@@ -25,13 +25,13 @@ def test_the_model_with_its_weights(tool, tmp_path, monkeypatch, capsys):
         calls.append(args)
         wanted = torch.load(tmp_path / 'weights.pth')
         assert all(torch.equal(x, wanted[name]) for name, x in model.state_dict().items())
-        return dict(logits=1.234e-5)
+        return {'logits': 1.234e-5, 'logits of PyTorch': 0., 'pictures': 5.}
 
     monkeypatch.setattr(tool, 'export', export)
     args = [CONFIG, str(tmp_path / 'weights.pth'), 'c.onnx']
     tool.main(args)
     tool.main([*args, '--part', 'backbone', '--images', 'a.jpg', 'b.jpg'])
-    assert 'c.onnx: largest differences from mm: logits 1.2e-05' in capsys.readouterr().out
+    assert 'c.onnx: logits of 5 pictures are at most 1.2e-05 of the' in capsys.readouterr().out
     for path, metadata, *_ in calls:
         assert path == 'c.onnx' and metadata['mean'].startswith('[123.675')
     assert [call[2:] for call in calls] == [(False, ()), (True, ['a.jpg', 'b.jpg'])]

@@ -13,6 +13,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets.transforms import Pad
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmpretrain.datasets.transforms import CenterCrop, ResizeEdge
 from PIL import Image
@@ -84,7 +85,7 @@ def folder(tmp_path_factory):
     Image.new('RGB', (80, 60), (100, 100, 100)).save(folder / 'images/a.png')
     (folder / 'images/b.png').write_text('no image')
     size = dict(scale=[160, 120], keep_ratio=False, interpolation='bilinear', antialias=False)
-    metadata = dict(classes=['cat', 'dog'], test_size=size)
+    metadata = dict(classes=['cat', 'dog'], test_size=size, mask_threshold=0.5)
     boxes = np.zeros((3, 4), np.float32)
     boxes[:2] = [[20, 20, 60, 80], [100, 40, 140, 80]]
     masks = np.zeros((3, 28, 28), np.float32)
@@ -92,10 +93,14 @@ def folder(tmp_path_factory):
     masks[1, :14] = 0.9
     write(folder / 'detector.onnx', metadata, boxes=boxes, labels=np.array([1, 0, -1]),
           scores=np.array([0.8, 0.2, 0.], np.float32), masks=masks)
+    write(folder / 'careful.onnx', dict(metadata, mask_threshold=0.95), boxes=boxes,
+          labels=np.array([1, 0, -1]), scores=np.array([0.8, 0.2, 0.], np.float32), masks=masks)
     labels = np.zeros((120, 160), np.int64)
     labels[:60] = 1
     write(folder / 'segmenter.onnx', metadata, labels=labels)
-    write(folder / 'classifier.onnx', metadata, logits=np.array([0., 2.], np.float32))
+    for activation in ('softmax', 'sigmoid'):
+        write(folder / f'{activation}.onnx', dict(metadata, activation=activation),
+              logits=np.array([0., 2.], np.float32))
     return folder
 
 
@@ -129,11 +134,19 @@ def test_segmenter(run, folder, tmp_path):
     assert (picture[30:] == 50).all() and (picture[:30] != 50).any(-1).all()
 
 
-def test_classifier(run, folder):
-    found = run(folder / 'classifier.onnx', folder / 'images/a.png')['a.png.json']
+def test_the_threshold_of_masks_is_the_files(run, folder):
+    found = run(folder / 'careful.onnx', folder / 'images/a.png')['a.png.json']
+    masks = [mask_utils.decode(mask_utils.frPyObjects(mask, *mask['size']))
+             for mask in found['masks']]
+    assert len(masks) == 2 and not any(mask.any() for mask in masks)
+
+
+@pytest.mark.parametrize('activation, first', [
+    ('softmax', 1 / (1 + np.e**2)), ('sigmoid', 0.5)])
+def test_classifier(run, folder, activation, first):
+    found = run(folder / f'{activation}.onnx', folder / 'images/a.png')['a.png.json']
     assert (found['pred_label'], found['pred_class']) == (1, 'dog')
-    np.testing.assert_allclose(found['pred_scores'], [1 / (1 + np.e**2), 1 / (1 + np.e**-2)],
-                               rtol=1e-6)
+    np.testing.assert_allclose(found['pred_scores'], [first, 1 / (1 + np.e**-2)], rtol=1e-6)
     assert found['pred_score'] == max(found['pred_scores'])
 
 
@@ -149,8 +162,8 @@ def bright(tmp_path_factory):
         value = Reshape(mean, shape)
         logits = Concat<axis = 1>(value, limit)
     }''').node
-    write(path, dict(classes=['bright', 'dark'], test_size=dict(antialias=False)), nodes,
-          logits=np.zeros(2, np.float32))
+    write(path, dict(classes=['bright', 'dark'], test_size=dict(antialias=False),
+                     activation='softmax'), nodes, logits=np.zeros(2, np.float32))
     return path
 
 
@@ -187,6 +200,39 @@ def test_nothing_to_do_is_one_sentence(run, bright, tmp_path):
         run(bright, 'x.png')
 
 
+def test_a_device_that_is_missing_is_one_sentence(run, bright, tmp_path, monkeypatch):
+    import onnxruntime
+    Image.new('L', (5, 5)).save(tmp_path / 'x.png')
+    there = onnxruntime.get_available_providers()
+    if 'CUDAExecutionProvider' not in there:
+        with pytest.raises(SystemExit, match='^--device cuda: this onnxruntime has only cpu'):
+            run(bright, 'x.png', '--device', 'cuda')
+        monkeypatch.setattr(onnxruntime, 'get_available_providers',
+                            lambda: ['CUDAExecutionProvider', *there])
+        with pytest.warns(UserWarning), pytest.raises(SystemExit, match='cannot use it'):
+            run(bright, 'x.png', '--device', 'cuda')
+
+
+def test_a_device_gets_its_settings(tool, bright, monkeypatch):
+    import onnxruntime
+    calls = []
+    session = onnxruntime.InferenceSession
+
+    def start(path, options, providers):
+        calls.append(providers)
+        started = session(path, options, ['CPUExecutionProvider'])
+        monkeypatch.setattr(started, 'get_providers', lambda: [providers[0][0]])
+        return started
+
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', start)
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: [
+        'CPUExecutionProvider', 'CUDAExecutionProvider', 'OpenVINOExecutionProvider'])
+    for device in ('cpu', 'cuda', 'openvino'):
+        assert tool.load(bright, device)(COLOR)['pred_class'] == 'bright'
+    assert [name[:4] for (name, _), in calls] == ['CPUE', 'CUDA', 'Open']
+    assert calls[2][0][1]['precision'] == 'FP32'  # by default it is 16 bits on some CPUs
+
+
 def test_large_images_are_taken_and_said(run, tool, bright, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)  # Pillow refuses twice as many
     monkeypatch.setattr(tool, 'LARGE', 5399)
@@ -198,7 +244,7 @@ def test_large_images_are_taken_and_said(run, tool, bright, tmp_path, monkeypatc
 def test_what_fails_with_every_image_keeps_its_traceback(run, tool, folder, monkeypatch):
     monkeypatch.setattr(tool, 'fit', lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run(folder / 'classifier.onnx', folder / 'images/a.png')
+        run(folder / 'softmax.onnx', folder / 'images/a.png')
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -213,7 +259,7 @@ def test_masks_are_pasted_as_mmdet_does_it(tool, seed):
         wanted, _ = _do_paste_mask(torch.from_numpy(mask)[None, None],
                                    torch.from_numpy(box)[None], 71, 97, skip_empty=False)
         sure = (wanted[0] - 0.5).abs() > 1e-4
-        found = torch.from_numpy(tool.paste(mask, box, 71, 97))
+        found = torch.from_numpy(tool.paste(mask, box, 71, 97, 0.5))
         assert (found == (wanted[0] >= 0.5))[sure].all()
 
 
@@ -246,6 +292,15 @@ def test_sizes_are_those_of_mmcv(tool, hw, size):
     wanted = mmcv.imrescale if size['keep_ratio'] else mmcv.imresize
     found = tool.fit(Image.fromarray(image), dict(size, antialias=False))
     np.testing.assert_array_equal(np.asarray(found), wanted(image, tuple(size['scale'])))
+
+
+@pytest.mark.parametrize('hw', [(60, 80), (50, 20), (150, 90)])
+def test_padded_as_mmdet_does_it(tool, hw):
+    image = np.random.default_rng(0).integers(0, 256, (*hw, 3), np.uint8)
+    step = Pad(size=(90, 70), pad_val=dict(img=(1, 2, 3)))  # of BGR
+    wanted = step(dict(img=image[..., ::-1]))['img'][..., ::-1]
+    found = tool.pad(Image.fromarray(image), dict(pad=[90, 70], pad_value=[3, 2, 1]))
+    np.testing.assert_array_equal(np.asarray(found), wanted)
 
 
 @pytest.mark.parametrize('hw', [(300, 401), (401, 300), (256, 256)])

@@ -15,6 +15,7 @@ from mmengine.config import DictAction
 
 from mmrest.apis import build_model, exit_on_user_error, read_config
 from mmrest.deploy import describe, export
+from mmrest.deploy.verify import sentence
 
 
 @exit_on_user_error
@@ -33,8 +34,7 @@ def main(args: Optional[List[str]] = None) -> None:
     model = build_model(cfg, args.checkpoint)
     errors = export(model, args.out, describe(cfg, args.checkpoint),
                     args.part == 'backbone', args.images)
-    print(f'{args.out}: largest differences from mm: ' + ', '.join(
-        f'{name} {error:.2g}' for name, error in errors.items()))
+    print(f'{args.out}: {sentence(errors)}')
 
 
 if __name__ == '__main__':

@@ -28,6 +28,9 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}  # by EXIF's orientation
+PROVIDERS = dict(
+    cpu=('CPUExecutionProvider', {}), cuda=('CUDAExecutionProvider', {}),
+    openvino=('OpenVINOExecutionProvider', dict(device_type='CPU', precision='FP32')))
 Files = Dict[str, bytes]  # contents by the path in the output folder
 FilesOf = Iterator[Tuple[Union[str, Path], Union[Files, Exception]]]  # of each image
 
@@ -43,8 +46,11 @@ class Model:
     def __init__(self, run: Callable[[np.ndarray], Dict[str, np.ndarray]],
                  metadata: Dict[str, str]):
         self.run = run
-        self.classes = json.loads(metadata['classes'])
-        self.size = json.loads(metadata['test_size'])
+        metadata = {name: json.loads(value) for name, value in metadata.items()
+                    if name in ('classes', 'test_size', 'activation', 'mask_threshold')}
+        self.classes, self.size = metadata['classes'], metadata['test_size']
+        self.activation = metadata.get('activation')
+        self.mask_threshold = metadata.get('mask_threshold')
 
     def __call__(self, image: Image.Image) -> dict:
         """What is found in an RGB picture, for JSON.
@@ -56,11 +62,10 @@ class Model:
             ``pred_score`` and ``pred_class``.
         """
         resized = fit(image, self.size)
-        found = self.run(np.asarray(resized).transpose(2, 0, 1)[None])
+        found = self.run(np.asarray(pad(resized, self.size)).transpose(2, 0, 1)[None])
         found = {name: output[0] for name, output in found.items()}
         if 'logits' in found:
-            scores = np.exp(found['logits'] - found['logits'].max())
-            scores /= scores.sum()
+            scores = ACTIVATIONS[self.activation](found['logits'])
             best = int(scores.argmax())
             return dict(pred_scores=scores.tolist(), pred_label=best,
                         pred_score=float(scores[best]), pred_class=self.name(best))
@@ -76,15 +81,16 @@ class Model:
             bboxes=boxes.tolist(), scores=found['scores'].tolist(),
             labels=found['labels'].tolist(), classes=[self.name(i) for i in found['labels']])
         if 'masks' in found:
-            result['masks'] = [run_lengths(paste(mask, box, image.height, image.width))
-                               for mask, box in zip(found['masks'], boxes)]
+            result['masks'] = [
+                run_lengths(paste(mask, box, image.height, image.width, self.mask_threshold))
+                for mask, box in zip(found['masks'], boxes)]
         return result
 
     def name(self, label: int) -> str:
         return self.classes[label] if self.classes else str(label)
 
 
-def load(path: str) -> Model:
+def load(path: str, device: str = 'cpu') -> Model:
     """A model that ONNX Runtime runs.
 
     Its memory pattern, a plan of all buffers for each size of image, would more than double
@@ -93,9 +99,16 @@ def load(path: str) -> Model:
     import onnxruntime
     if not Path(path).is_file():
         raise SystemExit(f"model='{path}': no such file")
+    there = onnxruntime.get_available_providers()
+    provider, settings = PROVIDERS[device]
+    if provider not in there:
+        names = ' '.join(name for name, (one, _) in PROVIDERS.items() if one in there)
+        raise SystemExit(f'--device {device}: this onnxruntime has only {names}')
     options = onnxruntime.SessionOptions()
     options.enable_mem_pattern = False
-    session = onnxruntime.InferenceSession(path, options, ['CPUExecutionProvider'])
+    session = onnxruntime.InferenceSession(path, options, [(provider, settings)])
+    if provider not in session.get_providers():  # of which onnxruntime only warns
+        raise SystemExit(f'--device {device}: onnxruntime cannot use it, as it says above')
     names = [output.name for output in session.get_outputs()]
 
     def run(image: np.ndarray) -> Dict[str, np.ndarray]:
@@ -126,6 +139,16 @@ def fit(image: Image.Image, size: dict) -> Image.Image:
         x, y = max(round((w - width) / 2), 0), max(round((h - height) / 2), 0)
         image = image.crop((x, y, min(x + width, w), min(y + height, h)))
     return image
+
+
+def pad(image: Image.Image, size: dict) -> Image.Image:
+    """Pad a picture as the config's test pipeline does, see :func:`fit`."""
+    if 'pad' not in size:
+        return image
+    w, h = map(max, zip(image.size, size['pad']))
+    padded = Image.new('RGB', (w, h), tuple(size['pad_value']))
+    padded.paste(image)
+    return padded
 
 
 def resize(image: np.ndarray, w: int, h: int, interpolation: str) -> np.ndarray:
@@ -169,15 +192,28 @@ def neighbours(old: int, new: int, clip: bool) -> Tuple[np.ndarray, np.ndarray]:
     return np.clip([low, low + 1], 0, old - 1).astype(int), weights
 
 
-def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Probabilities (s, s) in a box -> the pixels (height, width) of at least 0.5."""
+def softmax(logits: np.ndarray) -> np.ndarray:
+    scores = np.exp(logits - logits.max())
+    return scores / scores.sum()
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 0.5 + 0.5 * np.tanh(0.5 * logits)  # without an overflow
+
+
+ACTIVATIONS = dict(softmax=softmax, sigmoid=sigmoid)
+
+
+def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int,
+          threshold: float) -> np.ndarray:
+    """Probabilities (s, s) in a box -> the pixels (height, width) of at least a threshold."""
     x1, y1, x2, y2 = box
     left, right = (int(np.clip(x, 0, width)) for x in (np.floor(x1) - 1, np.ceil(x2) + 1))
     top, bottom = (int(np.clip(y, 0, height)) for y in (np.floor(y1) - 1, np.ceil(y2) + 1))
     rows = interpolation(np.arange(top, bottom), y1, y2, len(mask))
     columns = interpolation(np.arange(left, right), x1, x2, len(mask))
     pasted = np.zeros((height, width), bool)
-    pasted[top:bottom, left:right] = rows @ mask @ columns.T >= 0.5
+    pasted[top:bottom, left:right] = rows @ mask @ columns.T >= threshold
     return pasted
 
 
@@ -379,10 +415,12 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument('model', help='a file of export_onnx.py')
     parser.add_argument('images', nargs='+', type=Path, help='images, and folders of images')
+    parser.add_argument('--device', choices=PROVIDERS, default='cpu',
+                        help='cuda and openvino need an onnxruntime of their own')
     args = parser.parse_args()
     Image.MAX_IMAGE_PIXELS = None  # a guard against attacks, which one's own images are not
     images = find_images(args.images)
-    model = load(args.model)
+    model = load(args.model, args.device)
 
     def results() -> FilesOf:
         for name, path in images.items():
