@@ -394,7 +394,7 @@ def _write_schedule(writer, task, images, batch_size, epochs, iters):
                       f'are {rule}.')
         writer.choose('warmup', 'min(500, max_iters // 10 + 1)', 'Iterations in which the '
                       'learning rate rises. It falls to 0 after them.')
-        interval = writer.choose('val_interval', 'max(max_iters // 10, 1)',
+        interval = writer.choose('val_interval', 'min(max(max_iters // 10, 300), max_iters)',
                                  'Iterations between tests. The best checkpoint is kept.')
         del cfg.param_scheduler
         schedule = templates.ITERS
