@@ -258,7 +258,9 @@ class TwoStage(OnnxDetector):
             head(crop(extractor, features, boxes[image, index], image)).sigmoid()
             for head, extractor in stages(self.roi.mask_head, self.roi.mask_roi_extractor)
         ]).mean(0)
-        masks = of_class(masks, labels[image, index].clamp(min=0))
+        label = labels[image, index]
+        # Not label.clamp(min=0), which onnxruntime's OpenVINO computes as zeros.
+        masks = of_class(masks, torch.where(label < 0, torch.zeros_like(label), label))
         full = masks.new_zeros((*labels.shape, *masks.shape[1:]))
         full = full.index_put((image, index), masks)
         return torch.where((labels >= 0)[..., None, None], full, torch.zeros_like(full))
@@ -270,10 +272,7 @@ def stages(head: nn.Module, extractor: nn.Module) -> Iterable[Tuple[nn.Module, n
 
 
 def of_class(x: Tensor, label: Tensor) -> Tensor:
-    """(n, C, ...), (n, ) -> (n, ...); C is 1 of what is the same for all classes.
-
-    Not by ``gather``, which OpenVINO 2025.4 computes wrongly for masks.
-    """
+    """(n, C, ...), (n, ) -> (n, ...); C is 1 of what is the same for all classes."""
     n, C = x.shape[:2]
     return x.flatten(0, 1)[torch.arange(n) * C + (label if C > 1 else 0)]
 
