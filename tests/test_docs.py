@@ -267,6 +267,7 @@ def test_other_formats_and_tiles(own_data):
         'leaves_coco/train.json': 3, 'leaves_coco/val.json': 1, 'tiles/train.json': 2}
 
 
+@pytest.mark.slow
 def test_cells_from_photographs_to_onnx(tmp_path):
     """The page's commands as they stand, on four drawn photographs in the same folders."""
     (tmp_path / 'tools').symlink_to(ROOT / 'tools')

@@ -2,6 +2,7 @@
 import argparse
 import inspect
 import os
+import re
 import time
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def load_config(args: argparse.Namespace, *loaders: str) -> Config:
 def _check_options(cfg, options):
     """Refuse what the runner does not read: a variable of a config that others were made of."""
     known = {'custom_imports', 'tta_model', 'tta_pipeline', 'runner_type',
-             *inspect.signature(Runner).parameters}
+             *inspect.signature(Runner).parameters,
+             *re.findall(r"cfg\.get\(\s*'(\w+)'", inspect.getsource(Runner))}
     for option, value in options.items():
         name = option.partition('.')[0]
         if name not in known and 'runner_type' not in cfg:
