@@ -29,6 +29,7 @@ from mmengine.registry import (
 from mmengine.utils import import_modules_from_strings
 
 from mmrest.apis import build_model, read_config
+from mmrest.engine import cpu_has_bfloat16
 
 from . import golden, tiny_data
 from .configs.step import train_and_predict
@@ -277,7 +278,8 @@ def test_cells_from_photographs_to_onnx(tmp_path):
     clone, *commands = blocks(DOCS / 'cells.md', 'bash')[0].replace('\\\n', ' ').splitlines()
     assert clone.startswith('git clone --depth 1 https://github.com/Shenggan/BCCD_Dataset bccd')
     for command in commands:
-        run(command.replace('--iters 900', '--iters 2'), tmp_path)
+        amp = ' --amp' if cpu_has_bfloat16() else ''
+        run(command.replace(' --amp', amp).replace('--iters 900', '--iters 2'), tmp_path)
     assert len(list((tmp_path / 'found_onnx/predictions').iterdir())) == 4
 
 
