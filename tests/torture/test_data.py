@@ -64,7 +64,7 @@ def test_a_run_on_odd_objects_stays_finite(tmp_path):
             thing.update(fields)
 
     write_detector(tmp_path, change)
-    code, log = train(tmp_path)
+    code, log = train(tmp_path, '--no-check')
     assert code == 0, log[-3000:]
     scalars, = (tmp_path / 'out').glob('*/vis_data/scalars.json')
     losses = [json.loads(line).get('loss') for line in scalars.read_text().splitlines()]
