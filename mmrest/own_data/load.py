@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from .formats.photos import read_header
 
-WORKERS = os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+WORKERS = min(CORES or 1, 16)
 OTHER_SIZE = 'the size of its run lengths is not that of the image'
 
 
