@@ -397,7 +397,7 @@ def test_two_images_of_one_file_and_similar_names(tmp_path):
 
 
 @pytest.mark.parametrize('content, words', [
-    ('{"categories": [{"name": "caf\xe9"}]}'.encode('latin-1'), 'not in UTF-8 (byte 30)'),
+    ('{"categories": [{"name": "dog\xe9"}]}'.encode('latin-1'), 'not in UTF-8 (byte 30)'),
     (b'\xef\xbb\xbf{}', 'begins with a byte order mark, at which pycocotools stops'),
     (b'[' * 10**5, 'no JSON: ')])
 def test_encodings_of_json(content, words, tmp_path):
