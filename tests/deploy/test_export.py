@@ -104,13 +104,15 @@ def test_the_interface(exported):
 @pytest.mark.parametrize('mutate', MUTATIONS)
 def test_faults_in_the_graph_are_refused(exported, mutate, monkeypatch):
     family, model, path, _ = exported
-    if (family, type(model.backbone).__name__) != MASK_RCNN:
-        pytest.skip('the faults are those that change boxes or masks of one small Mask R-CNN')
-    monkeypatch.setattr(verify, 'SIZES', ((1, 97, 131), ))  # small, and so quick
+    if family != 'mask_rcnn':
+        pytest.skip('the faults are those of Mask R-CNN')
+    if type(model.backbone) is ResT:  # of ResTV2, a stride off by one shows at larger sizes
+        monkeypatch.setattr(verify, 'SIZES', ((1, 97, 131), ))  # small, and so quick
     proto = onnx.load(str(path.with_name('probes.onnx')))
     _, network, check = EXPORT.resolve(model, False)
     mutate(proto)
-    with pytest.raises(UserError, match="not written: at 1x97x131, ONNX disagrees with mm's"):
+    size = '1x97x131' if len(verify.SIZES) == 1 else r'\dx\d+x\d+'
+    with pytest.raises(UserError, match=f"not written: at {size}, ONNX disagrees with mm's"):
         EXPORT.compare(proto.SerializeToString(), model, network, check, ())
 
 
