@@ -29,12 +29,11 @@ CODER = dict(type='DeltaXYWHBBoxCoder', target_means=[0.] * 4)
 
 
 def config(family, backbone='ResT'):
-    """A digits config, made small; other families are made of RetinaNet and Mask R-CNN.
+    """A digits config, made small.
 
     Mask R-CNN has boxes and masks for each class, as on COCO, and Faster R-CNN for all.
     """
-    base = 'retinanet' if family in DENSE else 'mask_rcnn' if 'rcnn' in family else family
-    cfg = read_config(str(ROOT / 'configs' / CONFIGS[base]))
+    cfg = digits_config(family)
     model = cfg.model
     model.backbone.update(type=backbone, arch=ARCH, init_cfg=None)
     if family == 'classifier':
@@ -47,26 +46,39 @@ def config(family, backbone='ResT'):
     if family == 'mask_rcnn':
         model.roi_head.bbox_head.reg_class_agnostic = False
         model.roi_head.mask_head.class_agnostic = False
+    if family in CASCADES:
+        model.test_cfg.rcnn.max_per_img = 30  # masks take their time
+        for head in model.roi_head.bbox_head:
+            head.reg_class_agnostic = family == 'cascade_rcnn'
+    return cfg
+
+
+def digits_config(family):
+    """A config as it is, or one of RetinaNet or Mask R-CNN with other heads."""
+    base = 'retinanet' if family in DENSE else 'mask_rcnn' if 'rcnn' in family else family
+    cfg = read_config(str(ROOT / 'configs' / CONFIGS[base]))
+    model = cfg.model
     if family in ('faster_rcnn', 'cascade_rcnn'):
         model.type = 'FasterRCNN'
         for name in ('mask_roi_extractor', 'mask_head'):
             model.roi_head[name] = None
+        for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+            evaluator.metric = 'bbox'
     if family in CASCADES:
-        make_cascade(model, family == 'cascade_rcnn')
+        make_cascade(model)
     if family in DENSE:
         make_dense(model, family)
     return cfg
 
 
-def make_cascade(model, agnostic):
+def make_cascade(model):
     """Three stages, of which every one knows boxes better."""
     model.type = 'CascadeRCNN'
     roi = model.roi_head
     roi.update(type='CascadeRoIHead', num_stages=3, stage_loss_weights=[1, 0.5, 0.25])
-    roi.bbox_head = [dict(roi.bbox_head, reg_class_agnostic=agnostic, bbox_coder=dict(
+    roi.bbox_head = [dict(roi.bbox_head, bbox_coder=dict(
         CODER, target_stds=[x / stage for x in (0.1, 0.1, 0.2, 0.2)])) for stage in (1, 2, 3)]
     model.train_cfg.rcnn = [model.train_cfg.rcnn] * 3
-    model.test_cfg.rcnn.max_per_img = 30  # masks take their time
 
 
 def make_dense(model, family):
