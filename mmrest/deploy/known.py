@@ -2,7 +2,7 @@
 
 An option that changes what mm predicts, and that the exported file would not follow, is refused
 before anything is exported. So is one that nobody has heard of. :data:`KNOWN` and :data:`STEPS`
-are all there is to know; docs/tools.md has them as the table that :func:`table` makes.
+are all there is to know; docs/deploy.md has them as the table that :func:`table` makes.
 """
 from numbers import Number
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple

@@ -68,6 +68,9 @@ def digits_config(family):
         make_cascade(model)
     if family in DENSE:
         make_dense(model, family)
+        # RTMDet shares convolutions, and would take masks for its own kind.
+        cfg.optim_wrapper.paramwise_cfg.bypass_duplicate = True
+        cfg.train_dataloader.dataset.pipeline[1].with_mask = False
     return cfg
 
 
@@ -84,26 +87,29 @@ def make_cascade(model):
 def make_dense(model, family):
     """Another dense head in RetinaNet's place."""
     head = dict(num_classes=10, in_channels=64, feat_channels=64, stacked_convs=1)
+    giou = dict(type='GIoULoss', loss_weight=2.0)
+    quality = dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0)
     model.test_cfg.score_thr = 0.02
+    model.train_cfg = dict(assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1,
+                           pos_weight=-1)
     if family == 'atss':
-        head.update(type='ATSSHead', anchor_generator=SQUARES,
+        head.update(type='ATSSHead', anchor_generator=SQUARES, loss_bbox=giou,
                     bbox_coder=dict(CODER, target_stds=[0.1, 0.1, 0.2, 0.2]))
     elif family == 'fcos':
-        head.update(type='FCOSHead', strides=STRIDES, norm_on_bbox=True, centerness_on_reg=True)
+        head.update(type='FCOSHead', strides=STRIDES, norm_on_bbox=True, centerness_on_reg=True,
+                    regress_ranges=((-1, 32), (32, 64), (64, 128), (128, 1e8)))
     elif family == 'gfl':
-        head.update(type='GFLHead', anchor_generator=SQUARES, reg_max=16)
+        head.update(type='GFLHead', anchor_generator=SQUARES, reg_max=16, loss_bbox=giou,
+                    loss_cls=quality)
     else:
         act = dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='SiLU', inplace=True))
         head.update(
             type='RTMDetSepBNHead', with_objectness=False, exp_on_reg=True, **act,
             anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=STRIDES[:3]),
-            bbox_coder=dict(type='DistancePointBBoxCoder'),
-            loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0),
-            loss_bbox=dict(type='GIoULoss'))
+            bbox_coder=dict(type='DistancePointBBoxCoder'), loss_cls=quality, loss_bbox=giou)
         model.neck = dict(type='CSPNeXtPAFPN', in_channels=model.neck.in_channels,
                           out_channels=64, num_csp_blocks=1, expand_ratio=0.5, **act)
-        model.train_cfg = dict(assigner=dict(type='DynamicSoftLabelAssigner', topk=13),
-                               allowed_border=-1, pos_weight=-1)
+        model.train_cfg.assigner = dict(type='DynamicSoftLabelAssigner', topk=13)
         model.test_cfg.update(nms_pre=30000, max_per_img=300)
     model.type = dict(rtmdet='RTMDet').get(family, family.upper())
     model.bbox_head = head
