@@ -145,11 +145,11 @@ def restricted_load(path: str, map_location: Any = 'cpu', stand_ins: Any = WEIGH
         is_zip = file.read(4) == b'PK\3\4'  # as PyTorch's loader decides
         file.seek(0)
         # Before torch 1.6, there were five pickles behind one another.
-        pickles, sizes = _check_zip(file, room) if is_zip else ([file] * 5, None)
+        pickles, sizes = _check_zip(file, room) if is_zip else ([file] * 5, set())
         for pickle in pickles:
             _check_pickle(pickle, stand_ins)
 
-    def restore(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+    def restore(storage: Any, location: str) -> Any:
         nonlocal room
         room -= storage.nbytes()
         if room < 0:  # a part of the file may be claimed again and again
@@ -164,7 +164,7 @@ def restricted_load(path: str, map_location: Any = 'cpu', stand_ins: Any = WEIGH
         made.append((storage, storage.nbytes()))
         return storage
 
-    names = [(value, name) for name, value in stand_ins.items()]
+    names: List[Any] = [(value, name) for name, value in stand_ins.items()]
     with (_one_at_a_time, torch.serialization.safe_globals(names), warnings.catch_warnings(),
           WholeTensors()):
         warnings.simplefilter('ignore')  # on protocols and TypedStorage
@@ -197,7 +197,8 @@ def _check_zip(file: BinaryIO, size: int) -> Tuple[List[BinaryIO], Set[int]]:
     if ((zip64, locator, end, comment) != (b'PK\6\6', b'PK\6\7', b'PK\5\6', 0)
             or not start + length == found == size - 98):
         raise UserError('its zip does not end as torch.save writes it')
-    records, pickles = zipfile.ZipFile(file).infolist(), []
+    records = zipfile.ZipFile(file).infolist()
+    pickles: List[BinaryIO] = []
     if any(record.filename.lower().endswith('/constants.pkl') for record in records):
         raise UnsafeCheckpointError('TorchScript code')
     for record in records:
@@ -220,7 +221,7 @@ def _check_pickle(pickle: BinaryIO, stand_ins: Dict[str, Any]) -> None:
         if op.proto > 2:
             raise UserError(f'it has pickle protocol {op.proto}, torch.save has 2')
         if op.name == 'GLOBAL':
-            name = arg.replace(' ', '.', 1).replace('__builtin__.', 'builtins.', 1)
+            name = str(arg).replace(' ', '.', 1).replace('__builtin__.', 'builtins.', 1)
             is_plain = name in PLAIN or re.fullmatch(r'torch\.\w+(?<!yped)Storage', name)
             is_dtype = isinstance(vars(torch).get(name[6:]), torch.dtype)
             if not is_plain and not is_dtype and name not in stand_ins:
@@ -249,7 +250,7 @@ def disarm(checkpoint: dict, folder: str) -> None:
     meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
     if isinstance(meta, dict):
         meta.pop('config', None)
-    info = hub.get('runtime_info') if isinstance(hub, dict) else None
+    info: Any = hub.get('runtime_info') if isinstance(hub, dict) else None
     for name in list(info) if isinstance(info, dict) else ():
         home, file = os.path.split(os.path.abspath(str(info[name])))
         if str(name).startswith('best_ckpt') and (home != folder or file[:5] != 'best_'):

@@ -1,5 +1,7 @@
 import os
+from importlib.util import find_spec
 
+import pytest
 import torch
 
 from . import quick_configs  # noqa: F401
@@ -18,5 +20,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         is_slow = item.get_closest_marker('slow') is not None
         (wanted if is_slow == config.getoption('--torture') else others).append(item)
+        if 'triton' in item.name and not find_spec('triton'):  # as on Windows and macOS
+            item.add_marker(pytest.mark.skip('triton is not installed'))
     items[:] = wanted
     config.hook.pytest_deselected(items=others)

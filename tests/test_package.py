@@ -164,8 +164,12 @@ def test_the_wheel_alone_in_an_empty_environment(wheel, tmp_path):
     subprocess.run(install, check=True)
     code = '''
 import importlib.util, torch, mmrest
+from mmrest.collect_env import collect_env
 for name in ("mmcv", "mmdet", "mmpretrain", "mmseg", "sklearn", "torchvision"):
     assert importlib.util.find_spec(name) is None, name
+env = collect_env()
+assert env["MMDetection"] == "not installed" and env["Backend"].startswith("Attention runs on")
+assert env["mmcv's operators"] == "none (No module named 'mmcv')", env
 features = mmrest.ResT("lite").eval()(torch.zeros(1, 3, 50, 70))
 print(mmrest.__file__, [tuple(x.shape) for x in features])
 '''
@@ -174,6 +178,14 @@ print(mmrest.__file__, [tuple(x.shape) for x in features])
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith(str(tmp_path)) and '(1, 512, 2, 3)]' in last
+
+
+def test_the_workflow_installs_as_the_readme_says():
+    ci = yaml.safe_load((ROOT / '.github/workflows/ci.yml').read_text())
+    steps = [step.get('run') for step in ci['jobs']['install']['steps']]
+    readme = (ROOT / 'README.md').read_text()
+    line, = re.findall('^pip install torch torchvision .*', readme, re.MULTILINE)
+    assert line in steps and 'python -m mmrest.collect_env' in steps
 
 
 def test_the_version_is_in_the_change_log_and_the_citation():

@@ -8,8 +8,7 @@ from .reseed import ReseedHook
 from .skip_unreadable import SkipUnreadable
 from .val_loss import ValLossHook
 
-__all__ = ['CheckFitHook', 'CpuAmpOptimWrapper', 'LayerDecayConstructor', 'ReportHook',
-           'ReseedHook', 'ShortLogRunner', 'SkipUnreadable', 'ValLossHook',
-           'WholeCheckpointHook', 'cpu_has_bfloat16', 'set_amp']
-__all__ = ['CheckFitHook', 'CompileBackboneHook', 'LayerDecayConstructor', 'ReseedHook',
-           'SkipUnreadable', 'WholeCheckpointHook']
+__all__ = ['CheckFitHook', 'CompileBackboneHook', 'CpuAmpOptimWrapper',
+           'LayerDecayConstructor', 'ReportHook', 'ReseedHook', 'ShortLogRunner',
+           'SkipUnreadable', 'ValLossHook', 'WholeCheckpointHook', 'cpu_has_bfloat16',
+           'set_amp']

@@ -1,6 +1,6 @@
 """Training that continues when an image cannot be read."""
 import logging
-from typing import Optional
+from typing import Optional, Set
 
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
@@ -25,7 +25,7 @@ class SkipUnreadable:
     def __init__(self, transform: dict, at_most: int = 10):
         self.transform = TRANSFORMS.build(transform)
         self.at_most = at_most
-        self.skipped = set()
+        self.skipped: Set[str] = set()
 
     def __call__(self, results: dict) -> Optional[dict]:
         """Return the transform's results, or None with a warning that names the file."""

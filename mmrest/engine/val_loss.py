@@ -63,7 +63,8 @@ class ValLossHook(Hook):
             dict(data_src=name, method_name='current') for name in means if name not in known]
 
     def _means(self, model: torch.nn.Module) -> Dict[str, float]:
-        sums, images = {}, 0
+        sums: Dict[str, float] = {}
+        images = 0
         for batch, counts in self._batches():
             data = self.preprocessor(batch, True)  # else masks and maps are not padded
             _, parts = model.parse_losses(model(**data, mode='loss'))

@@ -272,7 +272,7 @@ def _init_module(module: nn.Module) -> None:
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if isinstance(module, nn.Conv2d) and module.groups > 1:
-            # The strides of its gradient, which DistributedDataParallel compares.
+            # DistributedDataParallel warns unless weight and gradient strides match.
             weight = module.weight.data[:, 0, :, :, None]
             module.weight.data = weight.permute(0, 3, 1, 2)
         if module.bias is not None:

@@ -5,7 +5,7 @@ import statistics
 import textwrap
 from collections import defaultdict
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -59,12 +59,13 @@ class Writer:
         self.cfg = ConfigDict({k: full[k] for k in known if k in full and k not in WRITTEN})
         for node in _dicts(self.cfg):
             node.pop('_scope_', None)  # the default_scope
-        self.knobs, self.parts = [], []
+        self.knobs: List[str] = []
+        self.parts: List[str] = []
 
     def choose(self, name: str, code: str, comment: str = '') -> Name:
         """Add a knob with the code of its value; returns what stands for it in the config."""
-        comment = textwrap.wrap(comment, 92)
-        self.knobs += [*(f'# {line}' for line in comment), f'{name} = {code}']
+        lines = textwrap.wrap(comment, 92)
+        self.knobs += [*(f'# {line}' for line in lines), f'{name} = {code}']
         return Name(name)
 
     def text(self, head: str) -> str:

@@ -110,7 +110,7 @@ def compare_pictures(splits: Sequence[Split]) -> None:
 
 def similar_names(split: Split) -> None:
     """Add names of classes of one split that differ in case, spaces, hyphens or underscores."""
-    groups = {}
+    groups: Dict[str, List[str]] = {}
     for name in dict.fromkeys(split.classes):
         groups.setdefault(_plain(name), []).append(name)
     split.add('W', (' and '.join(map(repr, names)) for names in groups.values()

@@ -205,8 +205,8 @@ def _look(split, content, names):
                     if len(own) > 1), 'one file for several images: it is trained on several '
               'times, each time without the objects of the others')
     split.add('W', (thing['id'] for thing in content['annotations'] if thing['id'] == 0),
-              'is the id of an annotation, and pycocotools takes it for no object, so that AP '
-              'is lower: number from 1')
+              "is the id of an annotation: pycocotools treats id 0 as 'no match', which lowers "
+              'AP: start at 1')
 
 
 def places(content: dict, part: str, numbers: Iterable[int]) -> List[str]:
@@ -257,7 +257,7 @@ def read_segments(data: Path) -> Split:
         split.classes = [name.strip() for name in text.rstrip().splitlines()]
         _check_lines(split)
     endings = Counter(path.suffix for path in walk(split.images, READ))
-    split.suffix = max(endings, key=endings.get, default='.jpg')
+    split.suffix = max(endings, key=endings.__getitem__, default='.jpg')
     if not endings:
         split.add('E', ['images'], f'no image that ends in {" ".join(READ)}')
     return split

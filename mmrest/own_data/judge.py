@@ -88,7 +88,7 @@ def _judge_classes(split, names, samples):
     split.add('E', wrong, 'MMPretrain gives it another class than its folder has')
     split.counts = Counter(folders)
     split.add('W', (name for name in split.classes if not split.counts[name]),
-              'classes without images, which nothing is learned of')
+              'classes without images, which cannot be learned')
 
 
 def _judge_maps(split, names, samples):

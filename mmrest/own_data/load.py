@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -60,7 +61,7 @@ class Sample:
     map: str = ''
 
 
-def build(cfg: ConfigDict, scope: str) -> object:
+def build(cfg: ConfigDict, scope: str) -> BaseDataset:
     """The dataset of a config with its loading steps alone, and nothing loaded yet."""
     init_default_scope(scope)
     importlib.import_module(f'{scope}.datasets')
@@ -69,14 +70,14 @@ def build(cfg: ConfigDict, scope: str) -> object:
     return DATASETS.build(dict(cfg, pipeline=steps, lazy_init=True))
 
 
-def load_lists(dataset: object) -> Tuple[List[dict], List[dict]]:
+def load_lists(dataset: BaseDataset) -> Tuple[List[dict], List[dict]]:
     """All entries of a dataset, and those that mm does not leave out."""
     with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
         dataset.data_list = dataset.load_data_list()  # pycocotools prints
     return dataset.data_list, dataset.filter_data()
 
 
-def load_samples(samples: Dataset, workers: int = WORKERS) -> Iterator[Sample]:
+def load_samples(samples: 'Samples', workers: int = WORKERS) -> Iterator[Sample]:
     """Load each sample in a process. One that ends its process has this as its error."""
     done = 0
     while done < len(samples):

@@ -137,7 +137,7 @@ class _Judge:
         crowds = {self.names[thing['category_id']] for thing in content['annotations']
                   if thing['iscrowd']}
         split.add('W', sorted(crowds - set(split.counts)),
-                  'only crowd regions, which nothing is learned from')
+                  'only crowd regions, which are not used in training')
         split.add('W', (n for n in self.dataset.metainfo['classes']
                         if n not in split.counts and n not in crowds),
                   'no objects of these categories, so that nothing learns them')

@@ -91,6 +91,6 @@ def _count(split, name):
 
 def _align(rows: List[tuple]) -> str:
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
-    rows = [[str(first).ljust(widths[0]), *(str(c).rjust(w) for c, w in zip(row, widths[1:]))]
-            for first, *row in rows]
-    return '\n'.join('  '.join(row) for row in rows)
+    lines = [[str(first).ljust(widths[0]), *(str(c).rjust(w) for c, w in zip(row, widths[1:]))]
+             for first, *row in rows]
+    return '\n'.join(map('  '.join, lines))

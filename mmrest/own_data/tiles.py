@@ -2,7 +2,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -49,7 +49,9 @@ def cut(path: Path, tile: int, out: Path, overlap: float = 0.) -> List[str]:
         raise UserError(f'--tile={tile} must be 1 or more')
     if not 0 <= overlap < 1:
         raise UserError(f'--overlap={overlap} must be at least 0 and less than 1')
-    notes, images, annotations = Notes(), [], []
+    notes = Notes()
+    images: List[dict] = []
+    annotations: List[dict] = []
     content = _read(path)
     objects = _objects_by_image(content, notes)
     photos = _find_photos(path, content['images'])
@@ -105,7 +107,7 @@ def _find_photos(path: Path, images: Sequence[dict]) -> List[Path]:
 
 
 def _objects_by_image(content: dict, notes: Notes) -> Dict[int, List[dict]]:
-    objects = {image['id']: [] for image in content['images']}
+    objects: Dict[int, List[dict]] = {image['id']: [] for image in content['images']}
     for thing in content['annotations']:
         box = thing['bbox']
         if thing['image_id'] not in objects:
@@ -207,7 +209,7 @@ class _Outlines:
 
     def __init__(self, thing: dict, outlines: List[List[float]]):
         self.outlines, self.thing = outlines, thing
-        self.box = _Rectangle(thing)
+        self.box: Any = _Rectangle(thing)
         x, y, w, h = outlined(outlines)['bbox']
         self.bounds = x, y, x + w, y + h
         self.area = sum(map(outline_area, outlines))
@@ -234,7 +236,7 @@ class _Mask:
         x, y, w, h = mask_utils.toBbox(given).tolist()
         self.bounds = x, y, x + w, y + h
         self.area = int(mask_utils.area(given))
-        self.box = _Rectangle(thing)
+        self.box: Any = _Rectangle(thing)
 
     def inside(self, box: Box) -> Optional[dict]:
         left, top, right, bottom = box
@@ -249,7 +251,7 @@ class _Mask:
 
 def _clip(points: Sequence[float], box: Box) -> List[float]:
     """Cut an outline at one side of a box after the other (Sutherland and Hodgman, 1974)."""
-    corners = list(zip(points[::2], points[1::2]))
+    corners: List[Any] = list(zip(points[::2], points[1::2]))
     for side, limit in enumerate(box):
         axis, sign = side % 2, 1 if side < 2 else -1
         kept = []

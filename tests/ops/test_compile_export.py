@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from mmrest import ResT, ResTV2
 from mmrest.ops import emsa_attention
-from mmrest.ops.emsa import attention, chunked, fused
+from mmrest.ops.emsa import attention
 
 from .. import golden
 from ..models.models import TINY, build, every_model, image
@@ -82,13 +82,14 @@ SHORT = [(torch.float32, True, True), (torch.bfloat16, False, False)]
     pytest.param(*case, marks=[] if case in SHORT else pytest.mark.slow)
     for case in itertools.product((torch.float32, torch.bfloat16), (True, False), (True, False))
 ])
-def test_custom_operators_pass_opcheck(dtype, mixed, normalize):
+@pytest.mark.parametrize('backend', ['chunked', 'triton'])
+def test_custom_operators_pass_opcheck(backend, dtype, mixed, normalize):
     q, k, v, mix, _ = (x.detach().to(DEVICE) for x in draw(1, 2, 7, 3, 4, dtype))
-    for forward, backward in ((chunked.chunked_forward, chunked.chunked_backward),
-                              (fused.triton_forward, fused.triton_backward)):
-        args = (q, k, v, mix if mixed else None, 0.5, normalize, 1e-5)
-        torch.library.opcheck(forward, args)
-        torch.library.opcheck(backward, (q, *forward(*args), *args[:-1]))
+    forward, backward = (getattr(attention.BACKENDS[backend], f'{backend}_{way}')
+                         for way in ('forward', 'backward'))
+    args = (q, k, v, mix if mixed else None, 0.5, normalize, 1e-5)
+    torch.library.opcheck(forward, args)
+    torch.library.opcheck(backward, (q, *forward(*args), *args[:-1]))
 
 
 def compile_and_record(model, image):

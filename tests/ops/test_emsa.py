@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmrest import EMSA
 from mmrest.ops import choose_backend, emsa_attention
-from mmrest.ops.emsa import attention, chunked, fused
+from mmrest.ops.emsa import attention, chunked
 
 BACKENDS = ['reference', 'chunked']  # those that take float64
+fused = attention.BACKENDS.get('triton')
 FUSED = ['chunked', 'triton']
 HALVES = [torch.bfloat16, torch.float16]
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -2,7 +2,7 @@
 max_iters = 900
 lr = 5e-4  # of the backbone; neck and heads learn twice as fast
 
-# A custom key ends MMEngine's rules for a parameter, and the longest key decides: norms of neck
+# A custom key overrides norm_decay_mult, and the longest key decides: norms of neck
 # and heads need keys of their own, and with a key 'backbone' all norms of ResT would decay.
 head = dict(lr_mult=2.)
 head_norm = dict(lr_mult=2., decay_mult=0.)

@@ -2,7 +2,7 @@
 import os
 from functools import partial
 from pathlib import Path
-from typing import List, Sequence
+from typing import Callable, Dict, List, Sequence
 
 from ...errors import UserError
 from .divide import divide
@@ -39,9 +39,10 @@ def convert(kind: str, sources: Sequence[Path], out: Path, val: float = 0.,
         raise UserError(f'--from-one is for voc: {kind} does not count pixels')
     notes = Notes()
     with new_folder(out) as folder:
-        read = dict(voc=partial(read_voc, from_one=from_one), yolo=read_yolo,
-                    labelme=partial(read_labelme, embedded=folder / 'photographs'))[kind]
-        photos, categories = read(sources, notes)
+        readers: Dict[str, Callable] = dict(
+            voc=partial(read_voc, from_one=from_one), yolo=read_yolo,
+            labelme=partial(read_labelme, embedded=folder / 'photographs'))
+        photos, categories = readers[kind](sources, notes)
         if not photos:
             where = ', '.join(map(str, sources[:5]))
             raise UserError('\n'.join([*notes.lines(), f'no photograph of {kind} in {where}']))
@@ -58,7 +59,8 @@ def convert(kind: str, sources: Sequence[Path], out: Path, val: float = 0.,
 
 def _write(path: Path, photos: Sequence[Photo], part: str, categories: List[dict]) -> str:
     """Write a part, unless it is empty. What is in no part is for training."""
-    images, annotations = [], []
+    images: List[dict] = []
+    annotations: List[dict] = []
     for photo in photos:
         if part in (photo.parts or {'train'}):
             images.append(dict(

@@ -37,7 +37,7 @@ def divide(photos: Sequence[Photo], share: float, categories: Sequence[dict],
 def _choose(classes: Sequence[Set[int]], sizes: Sequence[int], wanted: int) -> Set[int]:
     """Numbers of the groups for validation, with ``wanted`` photographs or a few more."""
     left = Counter(kind for kinds in classes for kind in kinds)  # groups for training
-    chosen = set()
+    chosen: Set[int] = set()
 
     def take(candidates):
         """Take the first that has not the last objects of a class for training."""

@@ -68,7 +68,7 @@ def _write_embedded(path: Path, text: str, notes: Notes, folder: Path) -> Option
     try:
         content = base64.b64decode(text)
         with Image.open(io.BytesIO(content)) as image:
-            suffix = image.format.lower()
+            suffix = str(image.format).lower()
     except (OSError, SyntaxError, TypeError, ValueError):
         return None
     count = len(list(folder.glob('*')))

@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import cv2
 import numpy as np
@@ -109,7 +109,7 @@ def part_by_folder(path: Path, source: Path) -> Set[str]:
     return {PARTS[name.lower()] for name in names if name.lower() in PARTS}
 
 
-def number(text: Optional[str]) -> Optional[float]:
+def number(text: Any) -> Optional[float]:
     """The finite number that a text is, whole if it is written so; None for other things."""
     try:
         value = float(text)
@@ -156,7 +156,7 @@ def read_header(path: Path) -> Tuple[Optional[Size], int]:
 def read_size(path: Path) -> Optional[Tuple[Size, Size]]:
     """Width and height, upright as OpenCV reads them and as stored. None: unreadable."""
     stored, orientation = read_header(path)
-    if orientation in (1, 2, 3, 4):
+    if stored and orientation in (1, 2, 3, 4):
         return stored, stored
     pixels = read_pixels(path)  # OpenCV turns some formats by their EXIF and others not
     if pixels is None:

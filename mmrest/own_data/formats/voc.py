@@ -1,6 +1,6 @@
 """Pascal VOC: an XML file for each photograph, lists, and maps of objects."""
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -38,9 +38,9 @@ def read_voc(sources: Sequence[Path], notes: Notes, from_one: bool = False,
     """
     photos = []
     for source in sources:
-        lists = {}
+        lists: Dict[Any, Any] = {}
         for path in walk(source, ['.xml']):
-            folder = _annotations(path)
+            folder: Any = _annotations(path)
             if folder not in lists:  # who names single files wants those
                 listed = folder is not None and path != source
                 lists[folder] = _read_lists(folder, notes) if listed else {}
@@ -65,7 +65,8 @@ def _annotations(path: Path) -> Optional[Path]:
 
 def _read_lists(annotations: Path, notes: Notes) -> Dict[str, Set[str]]:
     """The parts of each name in the lists. ``trainval`` counts where there is no ``train``."""
-    folder, found = annotations.parent / 'ImageSets/Main', {}
+    folder = annotations.parent / 'ImageSets/Main'
+    found: Dict[str, Set[str]] = {}
     files = {part: folder / f'{part}.txt' for part in ('train', 'val', 'test')}
     if not files['train'].is_file():
         files['train'] = folder / 'trainval.txt'
@@ -101,9 +102,9 @@ def _read_file(path: Path, annotations: Optional[Path], notes: Notes, from_one: 
     if photo is None:
         return None
     # Maps number the objects in the order of the file, with those that are left out.
-    numbered = {i: _read_object(thing, path, notes, from_one)
-                for i, thing in enumerate(tree.iter('object'), 1)}
-    numbered = {i: thing for i, thing in numbered.items() if thing}
+    things = {i: _read_object(thing, path, notes, from_one)
+              for i, thing in enumerate(tree.iter('object'), 1)}
+    numbered = {i: thing for i, thing in things.items() if thing}
     maps = annotations and annotations.parent / 'SegmentationObject'
     if maps and maps.is_dir():
         _add_masks(numbered, maps / f'{path.stem}.png', photo, notes)
@@ -114,7 +115,7 @@ def _read_file(path: Path, annotations: Optional[Path], notes: Notes, from_one: 
 def _read_object(thing: ElementTree.Element, path: Path, notes: Notes, from_one: bool,
                  ) -> Optional[dict]:
     name = (thing.findtext('name') or '').strip()
-    corners = [number(thing.findtext(f'bndbox/{side}')) for side in SIDES]
+    corners: List[Any] = [number(thing.findtext(f'bndbox/{side}')) for side in SIDES]
     if not name or None in corners:
         notes.add('objects without a name or four numbers in <bndbox>, left out', path)
         return None

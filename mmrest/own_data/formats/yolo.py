@@ -1,7 +1,7 @@
 """YOLO: a text file for each photograph, and data.yaml or a list of the classes."""
 import os
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import yaml
 
@@ -20,13 +20,15 @@ def read_yolo(sources: Sequence[Path], notes: Notes) -> Tuple[List[Photo], List[
     Raises:
         UserError: Nothing names the classes, or two data sets have other ones.
     """
-    photos, names = [], None
+    photos: List[Photo] = []
+    names: Any = None
     for source in sources:
         file = _data_file(source)
         classes, found = _read_yaml(file, notes) if file else _read_folder(source)
         if names not in (None, classes):
             raise UserError(f'{source} has other classes than {sources[0]}: convert it alone')
-        names, used = classes, set()
+        names = classes
+        used: Set[Path] = set()
         for path, parts in found.items():
             size = read_size(path)
             if size is None:
@@ -71,7 +73,7 @@ def _read_yaml(file: Path, notes: Notes) -> Tuple[Dict[int, str], Dict[Path, Set
         raise UserError(f'{file}: its labels have key points, which COCO boxes have not')
     path = str(data.get('path') or '')
     bases = [file.parent / path, Path(path), file.parent]  # a path may be another computer's
-    found = {}
+    found: Dict[Path, Set[str]] = {}
     for key, part in PARTS.items():
         entries = data.get(key) or []
         for entry in [entries] if isinstance(entries, str) else entries:
@@ -133,7 +135,7 @@ def _read_labels(photo: Photo, names: Dict[int, str], notes: Notes, used: Set[Pa
         notes.add('photographs without a label file, kept without objects', photo.path)
         return
     for line in file.read_text('utf-8-sig', errors='replace').splitlines():
-        values = list(map(number, line.split()))
+        values: List[Any] = list(map(number, line.split()))
         if not values:
             continue
         kind, *rest = values
