@@ -1,10 +1,10 @@
 """One model in its own process: `python -m benchmarks.measure CASE`, CASE in JSON.
 
 A case has a ``model``, ``mode``, ``batch``, ``height``, ``width``, ``precision`` and
-``device``. Each line on standard input asks for a turn, and the seconds of a step are printed.
-The first turn warms up. At the end of the input, a JSON object with the other metrics follows.
+``device``. It prints JSON, a line each: first that the model is built, then for each line on
+standard input the seconds of a step, at the end of the input the other metrics.
 """
-import gc
+import ctypes
 import json
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ from mmrest.deploy import export
 from mmrest.ops import emsa_attention
 
 ONNXRUNTIME = ', onnxruntime'  # after a backbone's name: as an exported file
-STEPS_ON_A_GPU = 5  # of a turn
+TURN = 0.5  # least seconds of a turn
 
 
 def autocast(case):
@@ -166,22 +166,23 @@ def count(case):
 
 
 def turn(step, case):
-    """Seconds of one step; on a GPU the median of some, after one that fills the caches."""
-    if case['device'] == 'cpu':
-        return clock(step)
-    clock(step)
-    torch.cuda.reset_peak_memory_stats()  # compiling and tuning do not count
-    seconds = statistics.median(clock(step) for _ in range(STEPS_ON_A_GPU))
-    torch.cuda.empty_cache()  # for the other processes
-    return seconds
+    """Median seconds of some steps, after one that gets memory from the system.
 
-
-def clock(step):
-    start = time.perf_counter()
-    step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    The memory is given back at the end: the other processes would not have enough.
+    """
+    seconds, cuda = [], case['device'] == 'cuda'
+    for _ in range(100):
+        start = time.perf_counter()
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+        if cuda and len(seconds) == 1:
+            torch.cuda.reset_peak_memory_stats()  # compiling and tuning do not count
+        if sum(seconds[1:]) >= TURN:
+            break
+    torch.cuda.empty_cache() if cuda else ctypes.CDLL(None).malloc_trim(0)
+    return statistics.median(seconds[1:])
 
 
 def memory(case, peak=False):
@@ -193,10 +194,10 @@ def memory(case, peak=False):
 
 
 def measure(case, turns):
-    """Yield the seconds of each of some turns, then a dict with the other metrics."""
+    """Yield 'ready', the seconds of each of some turns, and a dict with the other metrics."""
     step = STEPS[case['mode'].split()[0]](case)
-    gc.collect()
     before = memory(case)  # with weights and input
+    yield 'ready'
     for _ in turns:
         yield turn(step, case)
     found = {}

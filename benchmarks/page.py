@@ -218,20 +218,21 @@ def draw(found):
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), constrained_layout=True)
-    for row, unit, value in ((0, 's', lambda result: median(result['seconds'])),
-                             (1, 'MB', lambda result: result.get('bytes', 0) / 1e6)):
-        backbone = PLAN['cpu']['backbone']
-        for axis, column in zip(axes[row], backbone.columns):
+    backbone = PLAN['cpu']['backbone']
+    for (*axes_of_columns, last), unit, value in zip(axes, ('s', 'MB'), (
+            lambda result: median(result['seconds']),
+            lambda result: result.get('bytes', 0) / 1e6)):
+        for axis, column in zip(axes_of_columns, backbone.columns):
             bars(axis, of(column, found, backbone.models), value)
             axis.set(xlabel=unit, title=title(column))
         for model, points in curves(found, value).items():
-            axes[row, 2].plot(*zip(*points), 'o-', label=model)
-        axes[row, 2].set(xscale='log', yscale='log', ylabel=unit, title='inference, 1 image',
-                         xlabel='side of a square image, pixels')
+            last.plot(*zip(*points), 'o-', label=model)
+        last.set(xscale='log', yscale='log', ylabel=unit, title='inference of one image',
+                 xlabel='side of a square image, pixels')
         sides = [column.height for column in PLAN['cpu']['growth'].columns]
-        axes[row, 2].set_xticks(sides, map(str, sides))
-        axes[row, 2].minorticks_off()
-        axes[row, 2].legend()
+        last.set_xticks(sides, map(str, sides))
+        last.tick_params(axis='x', which='minor', bottom=False, labelbottom=False)
+        last.legend()
     file = io.BytesIO()
     figure.savefig(file, dpi=80, metadata=dict(Software=None))
     plt.close(figure)
@@ -240,11 +241,12 @@ def draw(found):
 
 def bars(axis, results, value):
     shown = {model: value(result) for model, result in results.items() if value(result)}
-    colors = ['C0' if model.startswith('ResT-Small') else '0.6' for model in shown]
+    ours = [model for model in shown if 'ResT' in model and 'published' not in model]
+    colors = ['C0' if model in ours else '0.6' for model in shown]
     axis.bar_label(axis.barh(list(shown), list(shown.values()), color=colors), padding=3,
                    labels=list(map(digits, shown.values())))
     axis.invert_yaxis()
-    axis.margins(x=0.15)
+    axis.margins(x=0.2)
 
 
 def curves(found, value):

@@ -36,16 +36,16 @@ def both(turns, batch, height, width, models, precision='float32', exported=()):
                   Column('training', *size, turns[1], models, precision)), models)
 
 
-BACKBONE = both((3, 3), 1, 800, 1344, BACKBONES, exported=EXPORTS[1::2])
+BACKBONE = both((3, 2), 1, 800, 1344, BACKBONES, exported=EXPORTS[1::2])
 CPU = dict(
     backbone=BACKBONE,
     export=Table(BACKBONE.columns[:1], EXPORTS),
     mask_rcnn=both((2, 2), 1, 800, 1344, MASK),
-    retinanet=both((2, 2), 1, 800, 1344, RETINA),
-    small_images=both((10, 10), 4, 224, 224, SMALL_IMAGES),
+    retinanet=both((2, 1), 1, 800, 1344, RETINA),
+    small_images=both((5, 5), 4, 224, 224, SMALL_IMAGES),
     growth=Table(tuple(Column('inference', 1, side, side, turns, FEW)
-                       for side, turns in ((512, 5), (1024, 3), (2048, 1))), FEW),
-    bfloat16=both((5, 4), 1, 800, 1344, FEW, 'bfloat16'))
+                       for side, turns in ((512, 4), (1024, 2), (2048, 1))), FEW),
+    bfloat16=both((3, 2), 1, 800, 1344, FEW, 'bfloat16'))
 GPU = dict(
     gpu=Table((*both((3, 3), 8, 800, 1344, ON_A_GPU, 'bfloat16').columns,
                *both((3, 3), 256, 224, 224, ON_A_GPU, 'bfloat16').columns), ON_A_GPU),

@@ -4,7 +4,7 @@
     python benchmarks/run.py --gpu  # what needs an NVIDIA GPU
 
 If mmrest and the port disagree, nothing is measured. Each model has a process of its own; those
-of a column of a table are all started, then take turns of one step. The results are written to
+of a column of a table are all started, then take turns. The results are written to
 benchmarks/results/ after each column, the tables and the chart at the end (benchmarks/page.py).
 """
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import date
 from importlib import import_module
 from pathlib import Path
@@ -41,11 +42,9 @@ class Worker:
 
     def turn(self):
         """Seconds of a step."""
-        try:
+        with suppress(BrokenPipeError):  # answer says why
             self.process.stdin.write('\n')
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # answer says why
         return self.answer()
 
     def end(self):
@@ -69,7 +68,7 @@ def take_turns(cases, turns):
 
     Args:
         cases (list[dict]): See benchmarks/measure.py. They differ in ``model``.
-        turns (int): Number of measured turns; one more warms up.
+        turns (int): Their number.
 
     Returns:
         dict[str, dict | Failure]: Of each model, ``seconds`` of each turn, and the other
@@ -83,12 +82,12 @@ def take_turns(cases, turns):
                 if isinstance(found[model], Failure):
                     continue
                 try:
-                    if number > turns:
+                    if number == 0:
+                        worker.answer()  # built
+                    elif number <= turns:
+                        found[model]['seconds'].append(worker.turn())
+                    else:
                         found[model].update(worker.end())
-                        continue
-                    seconds = worker.turn()
-                    if number:  # 0 warms up
-                        found[model]['seconds'].append(seconds)
                 except Failure as failure:
                     found[model] = failure
     finally:
