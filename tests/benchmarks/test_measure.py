@@ -62,7 +62,6 @@ def test_models_take_turns_when_all_are_built(monkeypatch):
     ('training', 'Swin-T', 'bfloat16'),
     ('attention 3', 'ResT-Small', 'float32'),
     ('attention 4', 'ResT-Small, published', 'float32'),
-    ('inference', 'Mask R-CNN R-18', 'float32'),
     ('training', 'RetinaNet R-18', 'float32'),
 ])
 def test_every_mode(mode, model, precision):
