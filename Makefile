@@ -3,15 +3,14 @@ export STACK
 PYTHON_ENV := .venv$(patsubst %,-%,$(filter-out onedl,$(STACK)))/bin/python
 TESTS ?= tests
 
-.PHONY: help setup demo test torture bench bench-all bench-gpu docs lint clean distclean
+.PHONY: help setup demo test torture bench bench-gpu docs lint clean distclean
 
 help:
 	@echo 'make setup      install everything into .venv (the other targets do it too)'
 	@echo 'make demo       train a small detector on your CPU, from end to end'
 	@echo 'make test       run the tests'
 	@echo 'make torture    the slow tests, and the oldest PyTorch that mmrest takes (8 GB more)'
-	@echo 'make bench      measure ResT beside its peers on your CPU (a quarter of an hour)'
-	@echo 'make bench-all  the same and more, on your CPU (hours)'
+	@echo 'make bench      measure ResT beside its peers on your CPU (under half an hour)'
 	@echo 'make bench-gpu  the same on your GPU'
 	@echo 'make docs       build the documentation into docs/_build/html'
 	@echo 'make lint       check style, spelling and types'
@@ -43,13 +42,10 @@ endif
 		--durations=10 tests --torture $(ARGS)
 
 bench: setup
-	$(PYTHON_ENV) benchmarks/run.py --select cpu $(ARGS)
-
-bench-all: setup
-	$(PYTHON_ENV) benchmarks/run.py --select all $(ARGS)
+	$(PYTHON_ENV) benchmarks/run.py $(ARGS)
 
 bench-gpu: setup
-	$(PYTHON_ENV) benchmarks/run.py --select gpu $(ARGS)
+	$(PYTHON_ENV) benchmarks/run.py --gpu $(ARGS)
 
 docs: setup
 	$(PYTHON_ENV) -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)

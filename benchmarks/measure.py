@@ -1,15 +1,15 @@
-"""One measurement in its own process: `python -m benchmarks.measure CASE`, CASE in JSON.
+"""One model in its own process: `python -m benchmarks.measure CASE`, CASE in JSON.
 
-A case has a ``kind`` (a key of KINDS), ``model``, ``device``, ``batch``, ``height``,
-``width``, ``precision`` and ``seed``; some kinds need a ``part``, ``limit`` or ``iterations``
-too. The last line printed is a JSON object: for each metric, the list of its values.
+A case has a ``model``, ``mode``, ``batch``, ``height``, ``width``, ``precision`` and
+``device``. It prints JSON, a line each: first that the model is built, then for each line on
+standard input the seconds of a step, at the end of the input the other metrics.
 """
+import ctypes
 import json
+import multiprocessing
 import os
 import re
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,50 +19,18 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import COMPILED, DETECTORS, REST, ROOT, backbone, detector
+from benchmarks.models import COMPILED, DETECTORS, REST, backbone, detector
 from benchmarks.published import NUM_HEADS, SR_RATIOS, attention
-from benchmarks.runtimes import RUNTIMES, export
+from mmrest.deploy import export
 from mmrest.ops import emsa_attention
 
-DIGITS = {  # configs of the classifier, and of the detector that starts from its weights
-    'Mask R-CNN ResT-Lite': ('rest_lite_digits', 'rest_lite_fpn_digits'),
-    'Mask R-CNN R-18': ('resnet18_digits', 'resnet18_fpn_digits'),
-}
-AUTOCAST = dict(bfloat16=torch.bfloat16, float16=torch.float16)
-H200 = dict(flops=790e12, bytes=4.3e12)  # a second, in 16 bits
-
-
-def memory(field, file='/proc/self/status'):
-    """Bytes of a field in /proc: VmRSS is the resident memory now, VmHWM its peak."""
-    return 1024 * int(re.search(rf'^{field}:\s*(\d+) kB', Path(file).read_text(), re.M)[1])
-
-
-def timed(step, case, max_runs=20):
-    """Seconds of single runs, and the growth of the memory's peak over weights and input.
-
-    ``step`` runs once to warm up (on a GPU three times), then for about ``limit`` seconds.
-    """
-    cuda = case['device'] == 'cuda'
-    base = torch.cuda.memory_allocated() if cuda else memory('VmRSS')
-    for _ in range(3 if cuda else 1):
-        step()
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()  # compiling and tuning do not count
-    seconds = []
-    while len(seconds) < max_runs and sum(seconds) < case['limit']:
-        start = time.perf_counter()
-        step()
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() if cuda else memory('VmHWM')
-    return dict(seconds=seconds, bytes=[peak - base])
+ONNXRUNTIME = ', onnxruntime'  # after a backbone's name: as an exported file
+TURN = 0.5  # least seconds of a turn
 
 
 def autocast(case):
-    dtype = AUTOCAST.get(case['precision'])
-    return torch.autocast(case['device'], dtype=dtype, enabled=dtype is not None)
+    dtype = getattr(torch, case['precision'])
+    return torch.autocast(case['device'], dtype=dtype, enabled=dtype != torch.float32)
 
 
 def images(case):
@@ -71,9 +39,14 @@ def images(case):
 
 
 def inference_step(case):
-    model = backbone(case['model']).to(case['device'])
-    model.eval()
-    image = images(case)
+    if case['model'].endswith(ONNXRUNTIME):
+        return onnxruntime_step(case)
+    if case['model'] in DETECTORS:
+        model, data = detector_and_data(case)
+        model.eval()
+        return lambda: model.test_step(data)
+    model, image = backbone(case['model']).to(case['device']), images(case)
+    model.eval()  # Swin's returns None
 
     def step():
         with torch.no_grad(), autocast(case):
@@ -82,21 +55,42 @@ def inference_step(case):
     return step
 
 
-def runtime_step(case):
-    """Inference by a runtime of RUNTIMES, or by PyTorch."""
-    name, comma, runtime = case['model'].partition(', ')
-    if comma + runtime not in RUNTIMES:
-        return inference_step(case)
-    run, image = RUNTIMES[comma + runtime](export(name)), images(case).numpy()
-    return lambda: run(image)
+def onnxruntime_step(case):
+    """Inference of an exported backbone, with the options of tools/deployment/run_onnx.py."""
+    from onnxruntime import InferenceSession, SessionOptions
+    options = SessionOptions()
+    options.enable_mem_pattern = False
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / 'backbone.onnx')
+        # The exporter's memory is not to count.
+        process = multiprocessing.get_context('spawn').Process(
+            target=write_onnx, args=(case, path))
+        process.start()
+        process.join()
+        session = InferenceSession(path, options, ['CPUExecutionProvider'])
+    inputs = {session.get_inputs()[0].name: images(case).numpy()}
+    return lambda: session.run(None, inputs)
+
+
+def write_onnx(case, path):
+    """ResT by mmrest, for any size; another backbone by PyTorch, for the size of the case."""
+    name = case['model'].removesuffix(ONNXRUNTIME)
+    model = backbone(name)
+    model.eval()
+    if name in REST:
+        export(model, path, backbone=True)
+    else:
+        torch.onnx.export(model, (images(case), ), path, dynamo=True, verbose=False)
 
 
 def training_step(case):
     """Forward, backward from a gradient of ones at every stage, and a step of AdamW."""
-    model = backbone(case['model']).to(case['device'])
-    model.train()  # Swin's returns None
+    if case['model'] in DETECTORS:
+        return detector_training_step(case)
+    model, image = backbone(case['model']).to(case['device']), images(case)
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    image = images(case)
 
     def step():
         with autocast(case):
@@ -108,17 +102,11 @@ def training_step(case):
     return step
 
 
-def detector_step(case):
-    """mmdet's own training step, on random images with ten boxes and masks each."""
-    from mmdet.testing import demo_mm_inputs
-    model = detector(case['model']).to(case['device'])
+def detector_training_step(case):
+    """mmdet's own training step."""
+    model, data = detector_and_data(case)
     model.train()
-    data = demo_mm_inputs(
-        case['batch'], (3, case['height'], case['width']), num_items=[10] * case['batch'],
-        num_classes=80, with_mask=True)
     cfg = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4))
-    if case['precision'] in AUTOCAST:
-        cfg.update(type='AmpOptimWrapper', dtype=case['precision'])
     optim_wrapper = build_optim_wrapper(model, cfg)
 
     def step():
@@ -129,17 +117,21 @@ def detector_step(case):
     return step
 
 
-def operator_sizes(case):
-    """B, h, N, M, d of the attention in a stage of ResT-Small."""
-    stage = int(case['part'].split()[-1])
-    s = SR_RATIOS[stage - 1]
+def detector_and_data(case):
+    """A detector, and random images with ten boxes and masks each."""
+    from mmdet.testing import demo_mm_inputs
+    data = demo_mm_inputs(
+        case['batch'], (3, case['height'], case['width']), num_items=[10] * case['batch'],
+        num_classes=80, with_mask=True)
+    return detector(case['model']).to(case['device']), data
+
+
+def attention_step(case):
+    """Forward and backward of the attention alone, as in a stage of ResT-Small."""
+    stage = int(case['mode'].split()[-1])
+    h, s = NUM_HEADS[stage - 1], SR_RATIOS[stage - 1]
     H, W = (-(-case[side] // 2**(stage + 1)) for side in ('height', 'width'))
-    return case['batch'], NUM_HEADS[stage - 1], H * W, -(-H // s) * -(-W // s), 64
-
-
-def operator_step(case):
-    """Forward and backward of the attention alone."""
-    B, h, N, M, d = operator_sizes(case)
+    B, N, M, d = case['batch'], H * W, -(-H // s) * -(-W // s), 64
     options = dict(device=case['device'], dtype=getattr(torch, case['precision']))
     q = torch.randn(B, N, h, d, **options).transpose(1, 2)
     k, v = torch.randn(2, B, M, h, d, **options).transpose(2, 3).unbind()
@@ -156,12 +148,7 @@ def operator_step(case):
     return step
 
 
-def roofline(case):
-    """Seconds that an H200 needs for the seven products, or to move each tensor once."""
-    B, h, N, M, d = operator_sizes(case)
-    products = 7 * 2 * B * h * N * M * d / H200['flops']
-    moved = 2 * B * h * d * (4 * N + 4 * M) / H200['bytes']
-    return max(products, moved)
+STEPS = dict(inference=inference_step, training=training_step, attention=attention_step)
 
 
 def count(case):
@@ -170,126 +157,66 @@ def count(case):
     The model is on the meta device, so nothing is computed. ResT runs its reference backend:
     the other backends repeat some products.
     """
-    name = case['model'].replace(COMPILED, '')
-    model = backbone(name, backend='reference').to('meta')  # in train mode: eval fuses MHA
-    counter = FlopCounterMode(display=False)
+    model = backbone(case['model'].removesuffix(COMPILED), backend='reference').to('meta')
+    counter = FlopCounterMode(display=False)  # in train mode: eval fuses MHA
     with counter, torch.no_grad():
         model(torch.empty(1, 3, case['height'], case['width'], device='meta'))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return dict(parameters=[parameters], multiply_adds=[counter.get_total_flops() // 2])
+    return dict(parameters=parameters, multiply_adds=counter.get_total_flops() // 2)
 
 
-STEPS = dict(inference=inference_step, training=training_step, detector=detector_step,
-             operator=operator_step, runtime=runtime_step)
+def turn(step, case):
+    """Median seconds of some steps, after one that gets memory from the system.
+
+    The memory is given back at the end: the other processes would not have enough.
+    """
+    seconds, cuda = [], case['device'] == 'cuda'
+    for _ in range(100):
+        start = time.perf_counter()
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+        if cuda and len(seconds) == 1:
+            torch.cuda.reset_peak_memory_stats()  # compiling and tuning do not count
+        if sum(seconds[1:]) >= TURN:
+            break
+    torch.cuda.empty_cache() if cuda else ctypes.CDLL(None).malloc_trim(0)
+    return statistics.median(seconds[1:])
 
 
-def steps(case):
-    """Times and memory of repeated steps."""
-    kind = case['kind']
-    found = timed(STEPS[case['part'] if kind == 'growth' else kind](case), case)
-    if case['device'] == 'cpu' and case['model'].endswith(COMPILED):
-        del found['bytes']  # includes the compiler's
-    if kind in ('inference', 'training'):
-        found.update(count(case))
-    if kind == 'operator' and case['device'] == 'cuda' and (
-            'H200' in torch.cuda.get_device_name()):
-        found['roofline_seconds'] = [roofline(case)]
-    return found
-
-
-def first_step(case):
-    """Seconds from ``started`` (before this process) to the end of a training step."""
-    step = (detector_step if case['model'] in DETECTORS else training_step)(case)
-    step()
+def memory(case, peak=False):
+    """Bytes in use or their peak: resident ones, on a GPU those of PyTorch's tensors."""
     if case['device'] == 'cuda':
-        torch.cuda.synchronize()
-    return dict(seconds=[time.time() - case['started']])
+        return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)()
+    field, text = 'VmHWM' if peak else 'VmRSS', Path('/proc/self/status').read_text()
+    return 1024 * int(re.search(rf'^{field}:\s*(\d+) kB', text, re.M)[1])
 
 
-def run_tool(script, *args, cwd):
-    """Run a script of tools/. Returns seconds and the process's peak of resident bytes."""
-    command = [sys.executable, str(ROOT / 'tools' / script), *map(str, args)]
-    start = time.monotonic()
-    with tempfile.TemporaryFile('w+') as log:
-        process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            raise RuntimeError(f'tools/{script}: ' + log.read().splitlines()[-1])
-    return time.monotonic() - start, 1024 * usage.ru_maxrss
-
-
-def train(config, folder, options, case):
-    """Train a config on digits in ``folder``. Returns what :func:`run_tool` does."""
-    if not (ROOT / 'data/digits').exists():
-        run_tool('dataset_converters/digits_to_coco.py', 'data/digits', cwd=ROOT)
-    folder.mkdir()
-    (folder / 'data').symlink_to(ROOT / 'data')
-    options = [*options, f"randomness.seed={case['seed']}"]
-    if 'iterations' in case:
-        options += [f"train_cfg.max_iters={case['iterations']}",
-                    'default_hooks.logger.interval=10']
-    return run_tool('train.py', ROOT / 'configs' / config, '--work-dir', 'out',
-                    '--cfg-options', *options, cwd=folder)
-
-
-def logged(folder, key):
-    """The records of a training's log that have ``key``: 'loss', or a metric of validation."""
-    file, = folder.glob('out/*/vis_data/scalars.json')
-    return [record for record in map(json.loads, file.read_text().splitlines())
-            if key in record]
-
-
-def loading(case):
-    """Share of an iteration that training on digits waits for data, as mmengine logs it."""
-    with tempfile.TemporaryDirectory() as folder:
-        detector = Path(folder) / 'detector'
-        train(f"mask_rcnn/{DIGITS[case['model']][1]}.py", detector,
-              ['model.backbone.init_cfg=None'], case)
-        records = logged(detector, 'loss')[1:]  # the first waits for the workers to start
-    return dict(data_share=[record['data_time'] / record['time'] for record in records],
-                seconds=[record['time'] for record in records])
-
-
-def digits(case):
-    """The demo's trainings: a classifier of digits, then Mask R-CNN from its weights."""
-    first, second = DIGITS[case['model']]
-    with tempfile.TemporaryDirectory() as folder:
-        classifier, detector = Path(folder) / 'classifier', Path(folder) / 'detector'
-        classifier_seconds, _ = train(f'classification/{first}.py', classifier, [], case)
-        weights = (classifier / 'out/last_checkpoint').read_text()
-        detector_seconds, peak = train(
-            f'mask_rcnn/{second}.py', detector,
-            [f'model.backbone.init_cfg.checkpoint={weights}'], case)
-        metrics = {**logged(classifier, 'accuracy/top1')[-1],
-                   **logged(detector, 'coco/bbox_mAP')[-1]}
-        seconds = statistics.median(r['time'] for r in logged(detector, 'loss'))
-    return dict(
-        top1=[metrics['accuracy/top1']], box_ap=[metrics['coco/bbox_mAP']],
-        mask_ap=[metrics['coco/segm_mAP']], classifier_seconds=[classifier_seconds],
-        detector_seconds=[detector_seconds], seconds=[seconds], process_bytes=[peak])
-
-
-KINDS = dict(inference=steps, training=steps, growth=steps, detector=steps, operator=steps,
-             runtime=steps, first_step=first_step, loading=loading, digits=digits)
-
-
-def bound_memory():
-    """Let an allocation that does not fit fail here instead of killing other processes."""
-    Path('/proc/self/oom_score_adj').write_text('1000')
-    limit = memory('VmSize') + int(0.9 * memory('MemAvailable', '/proc/meminfo'))
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+def measure(case, turns):
+    """Yield 'ready', the seconds of each of some turns, and a dict with the other metrics."""
+    step = STEPS[case['mode'].split()[0]](case)
+    before = memory(case)  # with weights and input
+    yield 'ready'
+    for _ in turns:
+        yield turn(step, case)
+    found = {}
+    if case['device'] == 'cuda' or not case['model'].endswith(COMPILED):
+        found['bytes'] = memory(case, peak=True) - before  # without the compiler's
+    if case['mode'] in ('inference', 'training') and not (
+            case['model'] in DETECTORS or case['model'].endswith(ONNXRUNTIME)):
+        found.update(count(case))
+    yield found
 
 
 def main():
-    case = json.loads(sys.argv[1])
-    torch.manual_seed(case['seed'])
-    if case['device'] == 'cpu' and case['kind'] not in ('loading', 'digits'):
-        bound_memory()
-    print(json.dumps(KINDS[case['kind']](case)))
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # what others print is no answer
+    Path('/proc/self/oom_score_adj').write_text('1000')  # before other programs
+    torch.manual_seed(0)
+    for answer in measure(json.loads(sys.argv[1]), sys.stdin):
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == '__main__':
-    os.chdir(ROOT)
     main()

@@ -1,180 +1,80 @@
-"""Fills in the tables of docs/benchmarks.md and draws its chart, from the rows of results."""
-import io
-import math
-from statistics import linear_regression
+"""Fills in docs/benchmarks.md with its chart, and the README, from the files of results.
 
-from benchmarks import rows as rows_module
-from benchmarks.rows import WHERE
+    python -m benchmarks.page
+"""
+import io
+import json
+from statistics import median
+
+from benchmarks.models import ROOT
+from benchmarks.plan import PLAN, columns
 from mmrest.files import write_whole
 
-TASK = ('kind', 'part', 'device', 'batch', 'height', 'width', 'precision')
-SIDES = (256, 512, 1024, 2048)
-COMMAND = dict(cpu='make bench', long='make bench-all', gpu='make bench-gpu')
-DEVICE = dict(cpu='CPU', cuda='NVIDIA GPU')
-# At 800x1344: the statement, kind and metric, and the models whose medians are compared.
-GOALS = [
-    *((f'ResT-Small: {statement} than {rival}', kind, metric, 'ResT-Small', rival)
-      for statement, kind, metric in (('a faster training step', 'training', 'seconds'),
-                                      ('less memory to train', 'training', 'bytes'),
-                                      ('faster inference', 'inference', 'seconds'))
-      for rival in ('PVT-T', 'PVTv2-B1', 'Swin-T')),
-    *((f'ResT-Small: {kind} no slower with torch.compile than without', kind, 'seconds',
-       'ResT-Small, compiled', 'ResT-Small') for kind in ('training', 'inference')),
-    ("Mask R-CNN ResT-Small: a training step with less memory than R-50's", 'detector', 'bytes',
-     'Mask R-CNN ResT-Small', 'Mask R-CNN R-50'),
-]
+RESULTS, PAGE = ROOT / 'benchmarks/results', ROOT / 'docs/benchmarks.md'
+README = ROOT / 'README.md'
+COMMAND = dict(cpu='make bench', gpu='make bench-gpu')
+COUNTED = ('backbone', 'small_images')  # tables with parameters and multiply-adds
 
 
-def write(plan, results, path):
-    """Rewrite the page at ``path`` and the chart beside it, from the CSV files in ``results``.
-
-    Args:
-        plan (dict): Groups of each selection, see benchmarks/run.py.
-        results (Path): Folder of the files.
-        path (Path): The page.
-    """
-    files = [results / f'{selection}.csv' for selection in plan]
-    rows = [row for file in files if file.exists() for row in rows_module.read(file)]
-    text = fill(path.read_text(), plan, rows)
-    write_whole(path.with_suffix('.png'), draw(rows))
-    write_whole(path, text.encode())
+def write():
+    """Rewrite the page, its chart and the README's table."""
+    files = {name: json.loads((RESULTS / f'{name}.json').read_text()) for name in PLAN
+             if (RESULTS / f'{name}.json').exists()}
+    texts = fill(files)
+    write_whole(PAGE.with_suffix('.png'), draw(by_column(files['cpu']['results'])))
+    for path, text in texts.items():
+        write_whole(path, text.encode())
 
 
-def fill(text, plan, rows):
-    """The page with new tables between the markers ``<!-- table: NAME -->``, ``<!-- end -->``.
+def fill(files):
+    """The text of the page and of the README with the tables of some files of results."""
+    found = {name: by_column(file['results']) for name, file in files.items()}
+    blocks = {name: table(name, plan[name], found[file]) for file, plan in PLAN.items()
+              if file in found for name in plan}
+    blocks.update(where=where(files), missing=[missing(found)])
+    return {PAGE: replace(PAGE.read_text(), blocks),
+            README: replace(README.read_text(), dict(speed=speed(files, found)))}
+
+
+def replace(text, blocks):
+    """A page with new lines between the markers ``<!-- table: NAME -->`` and ``<!-- end -->``.
 
     Raises:
-        ValueError: The page has no marker for a table.
+        ValueError: The page has no such markers.
     """
-    found = by_case(rows)
-    tables = dict(machines=machines(rows), goals=goals(plan, found),
-                  **{kind: of_kind(kind, plan, found) for kind in COLUMNS})
-    for name, lines in tables.items():
+    for name, lines in blocks.items():
         begin, end = f'<!-- table: {name} -->', '<!-- end -->'
         before, marker, rest = text.partition(begin)
-        if not marker:
-            raise ValueError(f'the page has no {begin}')
-        lines = [begin, *lines, '', end]
-        text = before + '\n'.join(lines) + rest.partition(end)[2]
+        _, closing, after = rest.partition(end)
+        if not (marker and closing):
+            raise ValueError(f'the page has no {begin} with {end} after it')
+        text = before + '\n'.join([begin, *lines, '', end]) + after
     return text
 
 
-def by_case(rows):
-    """{(selection, *TASK, model): {metric: row}}; of a case in two groups, the first."""
+def dump(where, results):
+    """The contents of a file of results, with a line for each."""
+    lines = ',\n'.join(map(json.dumps, results))
+    return f'{{"where": {json.dumps(where)},\n"results": [\n{lines}\n]}}\n'.encode()
+
+
+def by_column(results):
+    """{(mode, batch, height, width, precision): {model: result}}"""
     found = {}
-    for row in rows:
-        key = (row['selection'], *(row[name] for name in TASK), row['model'])
-        found.setdefault(key, {}).setdefault(row['metric'], row)
+    for result in results:
+        key = tuple(result[name] for name in ('mode', 'batch', 'height', 'width', 'precision'))
+        found.setdefault(key, {})[result['model']] = result
     return found
 
 
-def case_of(found, selection, case, model):
-    return found.get((selection, *(case[name] for name in TASK), model), {})
+def of(column, found, models):
+    """Results of a column by model, of these models, if there is one to compare with."""
+    results = found.get((*column[:4], column.precision), {})
+    return {model: results[model] for model in models
+            if model in results and column.models[0] in results}
 
 
-def line(*cells):
-    return f"| {' | '.join(cells)} |"
-
-
-def machines(rows):
-    """What was measured where, with what and when."""
-    lines = [line('measured by', 'machine', 'versions', 'commit', 'date'), '|---' * 5 + '|']
-    for row in {(row['selection'], *(row[key] for key in WHERE)): row for row in rows}.values():
-        versions = ', '.join(f'{key} {row[key]}' for key in WHERE[3:])
-        lines.append(line(f"`{COMMAND[row['selection']]}`", row['machine'], versions,
-                          row['commit'], row['date']))
-    missing = [f'`{command}`' for selection, command in COMMAND.items()
-               if selection not in {row['selection'] for row in rows}]
-    return lines + (['', f"Not measured yet: {', '.join(missing)}."] if missing else [])
-
-
-def goals(plan, found):
-    """Each goal on each kind of device where it was measured."""
-    lines = [line('goal', 'on', 'ours', 'theirs', 'ratio', ''), '|---' * 6 + '|']
-    for device, name in DEVICE.items():
-        for goal, *what in GOALS:
-            cells = compare(plan, found, device, *what)
-            lines += [line(goal, name, *cells)] if cells else []
-    return lines
-
-
-def compare(plan, found, device, kind, metric, ours, theirs):
-    """Both medians, their ratio and the verdict, from the first group that has both models, or
-    None."""
-    for selection, groups in plan.items():
-        for case in (group.case for group in groups):
-            if (case['kind'], case['device'], case['height']) != (kind, device, 800):
-                continue
-            a, b = (case_of(found, selection, case, model).get(metric)
-                    for model in (ours, theirs))
-            if a is None or b is None:
-                continue
-            share = a['median'] / b['median']
-            verdict = 'met' if share <= 1 else 'missed'
-            verdict += f', by {abs(1 - share):.0%}'
-            if a['max'] >= b['min'] and a['min'] <= b['max']:
-                verdict += '; the spreads overlap'
-            show = seconds if metric == 'seconds' else megabytes
-            return show(a['median']), show(b['median']), f'{share:.2f}', verdict
-    return None
-
-
-def of_kind(kind, plan, found):
-    """The tables of all groups of a kind, and the captions of those without a row."""
-    tables = {}  # a table of growth has a group for each size
-    for selection, groups in plan.items():
-        for group in groups:
-            if group.case['kind'] == kind:
-                tables.setdefault((selection, caption(group)), []).append(group)
-    lines, missing = [], {}
-    for (selection, title), groups in tables.items():
-        table = table_of(selection, groups, found)
-        if table:
-            lines += ['', f'**{title}** (`{COMMAND[selection]}`)', '', *table]
-        else:
-            missing.setdefault(COMMAND[selection], []).append(title)
-    for command, titles in missing.items():
-        lines += ['', f"Not measured (`{command}`): {'; '.join(titles)}."]
-    return lines[1:]
-
-
-def caption(group):
-    case = group.case
-    size = f"{case['batch']} x {case['height']}x{case['width']}"
-    words = [case['part'], '' if case['kind'] == 'growth' else size, case['precision'],
-             DEVICE[case['device']], group.models[0]]
-    return ', '.join(filter(None, words)) + ' and others' * (len(group.models) > 1)
-
-
-def table_of(selection, groups, found):
-    """Lines of a table, none if there is no row. Its metrics are keyed by (metric, height)."""
-    models, columns = groups[0].models, COLUMNS[groups[0].case['kind']]
-    metrics = {
-        model: {(metric, group.case['height']): row for group in groups for metric, row
-                in case_of(found, selection, group.case, model).items()}
-        for model in models
-    }
-    if not any(metrics.values()):
-        return []
-    lines = [line('model', *(title for title, _ in columns)), '|---' * (len(columns) + 1) + '|']
-    blanks = [''] * (len(columns) - 1)
-    missing = [model for model in models if not metrics[model]]
-    for model in models:
-        failed = [row for (metric, _), row in metrics[model].items() if not metric]
-        if len(metrics[model]) > len(failed):
-            lines.append(line(model, *(
-                show(metrics[model], metrics[models[0]]) for _, show in columns)))
-        for row in failed:
-            status = row['status'].replace('|', '/')
-            lines.append(line(
-                model, f"failed at {row['height']}x{row['width']}: {status}", *blanks))
-    if missing:
-        lines += ['', f"Not measured: {'; '.join(missing)}."]
-    return lines
-
-
-# Numbers, and the columns of each kind: a title, and the cell from the metrics of a model and
-# of the table's first model.
+# Cells
 
 
 def digits(value):
@@ -182,167 +82,181 @@ def digits(value):
     return f'{value:.0f}' if abs(value) >= 100 else f'{value:.3g}'
 
 
-def seconds(value):
+def seconds(result):
+    value = median(result['seconds'])
     return f'{value * 1e3:.3g} ms' if value < 0.1 else f'{digits(value)} s'
 
 
-def megabytes(value):
-    return f'{digits(value / 1e6)} MB'
+def cost(result):
+    """'1.5 s, 342 MB'; a compiled model on a CPU has no memory."""
+    if 'bytes' not in result:
+        return seconds(result)
+    return f"{seconds(result)}, {digits(result['bytes'] / 1e6)} MB"
 
 
-def get(metrics, name):
-    """The row of a metric at the only size of a table, or None."""
-    return next((row for (metric, _), row in metrics.items() if metric == name), None)
+def ratios(result, first):
+    """Of a model's times to the first one's: median, smallest and largest of the turns."""
+    pairs = [a / b for a, b in zip(result['seconds'], first['seconds'])]
+    return median(pairs), min(pairs), max(pairs)
 
 
-def number(name, convert=lambda value, row: value, show=digits):
-    """Median and spread of a metric; no spread if there is none."""
-    def cell(metrics, first):
-        row = get(metrics, name)
-        if row is None:
-            return ''
-        median, *ends = (convert(row[key], row) for key in ('median', 'min', 'max'))
-        least, largest = map(show, sorted(ends))
-        return show(median) if least == largest else f'{show(median)} ({least} to {largest})'
-
-    return cell
+def ratio(result, first):
+    middle, *ends = (f'{value:.2f}' for value in ratios(result, first))
+    return middle if len(set(ends)) == 1 else f"{middle} ({' to '.join(ends)})"
 
 
-def scaled(name, scale):
-    return number(name, lambda value, row: value * scale)
+def growth(result, smallest):
+    """Time per pixel, to that of a smaller image."""
+    each, least = (median(x['seconds']) / x['height'] / x['width'] for x in (result, smallest))
+    return f'{each / least:.2f}'
 
 
-def ratio(name):
-    """Of medians, to the first model."""
-    def cell(metrics, first):
-        row, base = get(metrics, name), get(first, name)
-        return f"{row['median'] / base['median']:.2f}" if row and base else ''
-
-    return cell
+def title(column):
+    mode = column.mode.replace('attention', 'stage')
+    return f'{mode}, {column.batch} x {column.height} x {column.width}'
 
 
-def runs(metrics, first):
-    row = get(metrics, 'seconds')
-    return f"{row['runs']} ({row['processes']})"
+def lines(head, rows):
+    return [f"| {' | '.join(cells)} |" for cells in (head, ['---'] * len(head), *rows)]
 
 
-def share_of_roofline(metrics, first):
-    least, row = get(metrics, 'roofline_seconds'), get(metrics, 'seconds')
-    return f"{least['median'] / row['median']:.0%}" if least else ''
+# Tables
 
 
-def exponent(name):
-    """Slope of the line through the logarithms of a metric and of the pixels."""
-    def cell(metrics, first):
-        points = [(math.log(side**2), math.log(row['median']))
-                  for (metric, side), row in sorted(metrics.items()) if metric == name]
-        if len(points) < 2:
-            return ''
-        largest = max(side for metric, side in metrics if metric == name)
-        return f'{linear_regression(*zip(*points)).slope:.2f}' + (
-            f' (to {largest})' if len(points) < len(SIDES) else '')
+def table(name, planned, found):
+    """Lines of a table and of who is faster in it. What has no result has no row or column."""
+    results = {column: of(column, found, planned.models) for column in planned.columns}
+    results = {column: models for column, models in results.items() if models}
+    if not results:
+        return []
+    head, smallest = ['model'], next(iter(results.values()))
+    rows = {model: [model] for model in planned.models
+            if any(model in models for models in results.values())}
+    if name in COUNTED:
+        head += ['parameters, M', 'multiply-adds, G']
+        for model, row in rows.items():
+            result = next(models[model] for models in results.values() if model in models)
+            row += [digits(result['parameters'] / 1e6), digits(result['multiply_adds'] / 1e9)]
+    for column, models in results.items():
+        head += [title(column), 'time per pixel' if name == 'growth' else 'ratio']
+        for model, row in rows.items():
+            to = smallest.get(model) if name == 'growth' else models[column.models[0]]
+            second = growth if name == 'growth' else ratio
+            row += [cost(models[model]), second(models[model], to) if to else ''] if (
+                model in models) else ['', '']
+    return [*lines(head, rows.values()), *who_is_faster(results)]
 
-    return cell
+
+def who_is_faster(results):
+    """A line for each column with other networks: which are faster than ResT-Small."""
+    told = []
+    for column, models in results.items():
+        first = column.models[0]
+        others = {model: ratios(result, models[first]) for model, result in models.items()
+                  if 'ResT' not in model and ', ' not in model}
+        faster = [f'{model} ({middle:.2f})' for model, (middle, low, high) in sorted(
+            others.items(), key=lambda item: item[1]) if high < 1]
+        equal = [model for model, (_, low, high) in others.items() if low <= 1 <= high]
+        parts = [f"faster than {first}: {', '.join(faster) or 'none'}"]
+        parts += [f"in some turns faster, in others slower: {', '.join(equal)}"] * bool(equal)
+        told += [f"* {title(column)}: {'; '.join(parts)}"] * bool(others)
+    return ['', *told] if told else []
 
 
-def at(side):
-    """Time and memory at a size of an image."""
-    def cell(metrics, first):
-        time, size = metrics.get(('seconds', side)), metrics.get(('bytes', side))
-        return f"{seconds(time['median'])}, {megabytes(size['median'])}" if time else ''
+def where(files):
+    """What was measured where, with what and when."""
+    rows = []
+    for name, file in files.items():
+        found = dict(file['where'])
+        cells = [f'`{COMMAND[name]}`', *map(found.pop, ('machine', 'commit', 'date'))]
+        rows.append([*cells, ', '.join(f'{key} {version}' for key, version in found.items())])
+    return lines(['measured by', 'machine', 'commit', 'date', 'versions'], rows)
 
-    return cell
+
+def missing(found):
+    """A sentence on what the plan has and the results have not."""
+    gaps = []
+    for name in PLAN:
+        for column in columns(name):
+            have = of(column, found.get(name, {}), column.models)
+            lacking = [model for model in column.models if model not in have]
+            models = f": {', '.join(lacking)}" if have else ''
+            gaps += [f'`{COMMAND[name]}`, {column.precision}, {title(column)}{models}'] * (
+                bool(lacking))
+    return f"Not measured: {'; '.join(gaps)}." if gaps else 'All of the plan was measured.'
 
 
-RUNS = ('runs (processes)', runs)
-BACKBONE = [
-    ('parameters, M', scaled('parameters', 1e-6)),
-    ('multiply-adds, G', scaled('multiply_adds', 1e-9)),
-    ('images/s', number('seconds', lambda value, row: row['batch'] / value)),
-    ('time, ratio', ratio('seconds')),
-    ('memory, MB', scaled('bytes', 1e-6)), ('ratio', ratio('bytes')), RUNS,
-]
-COLUMNS = dict(
-    training=BACKBONE,
-    inference=BACKBONE,
-    growth=[('exponent of time', exponent('seconds')), ('of memory', exponent('bytes')),
-            *((f'{side}x{side}', at(side)) for side in SIDES)],
-    detector=[('s/iter', number('seconds')), ('ratio', ratio('seconds')),
-              ('memory, GB', scaled('bytes', 1e-9)), ('ratio', ratio('bytes')), RUNS],
-    operator=[('ms', scaled('seconds', 1e3)), ('ratio', ratio('seconds')),
-              ('memory, MB', scaled('bytes', 1e-6)), ('ratio', ratio('bytes')),
-              ('of the roofline', share_of_roofline), RUNS],
-    runtime=[('s', number('seconds')), ('ratio', ratio('seconds')),
-             ('memory, MB', scaled('bytes', 1e-6)), ('ratio', ratio('bytes')), RUNS],
-    digits=[('classifier top-1, %', number('top1')),
-            ('box AP', number('box_ap', show='{:.3f}'.format)),
-            ('mask AP', number('mask_ap', show='{:.3f}'.format)),
-            ('classifier, minutes', scaled('classifier_seconds', 1 / 60)),
-            ('detector, minutes', scaled('detector_seconds', 1 / 60)),
-            ('s/iter', number('seconds')),
-            ('memory of the process, GB', scaled('process_bytes', 1e-9))],
-    loading=[('waiting for data', number('data_share', show='{:.2%}'.format)),
-             ('s/iter', number('seconds')), ('records (processes)', runs)],
-    first_step=[('s', number('seconds')), ('ratio', ratio('seconds')), RUNS],
-)
+def speed(files, found):
+    """The README's table: backbones on a CPU, and the published code on a GPU."""
+    large, small = PLAN['cpu']['backbone'], PLAN['cpu']['small_images']
+    shown = (*large.columns, small.columns[0])
+    results = {column: of(column, found['cpu'], large.models) for column in shown}
+    results = {column: models for column, models in results.items() if models}
+    rows = [[model, *(cost(models[model]) if model in models else ''
+                      for models in results.values())] for model in large.models
+            if any(model in models for models in results.values())]
+    at = files['cpu']['where']
+    return [f"float32 on {at['machine']}, torch {at['torch']}:", '',
+            *lines(['', *map(title, results)], rows), *who_is_faster(results),
+            *on_a_gpu(files, found)]
+
+
+def on_a_gpu(files, found):
+    pair = ('ResT-Small', 'ResT-Small, published')
+    costs = [f'{title(column)}: {cost(models[pair[0]])}, published {cost(models[pair[1]])}'
+             for column in PLAN['gpu']['gpu'].columns[:2]
+             for models in [of(column, found.get('gpu', {}), pair)] if len(models) == 2]
+    return [f"* {files['gpu']['where']['machine']}, bfloat16, {text}" for text in costs]
 
 
 # The chart
 
 
-STYLES = {'ResT': 'C0o', 'ResTv2': 'C5P', 'PVT': 'C1s', 'PVTv2': 'C2D', 'Swin': 'C3^',
-          'R': 'C4v'}
-
-
-def draw(rows):
-    """The chart as a PNG file: time and memory by parameters and by the side of an image, on
-    each kind of device where both were measured."""
+def draw(found):
+    """The chart as a PNG file: bars of time and memory of backbones, and lines of growth."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    found = by_case(rows)
-    devices = [device for device in DEVICE
-               if (device, 'growth') in {(row['device'], row['kind']) for row in rows}]
-    figure, axes = plt.subplots(2 * len(devices), 3, figsize=(13, 7.5 * len(devices)),
-                                constrained_layout=True, squeeze=False)
-    panels = [(device, metric, kind) for device in devices for metric in ('seconds', 'bytes')
-              for kind in ('inference', 'training', 'growth')]
-    for axis, (device, metric, kind) in zip(axes.flat, panels):
-        for model, points in curves(found, device, metric, kind).items():
-            style = 'C7X' if 'published' in model else STYLES[model.split('-')[0]]
-            axis.plot(*zip(*sorted(points)), style + '-', label=model, markersize=7)
-            if kind != 'growth':
-                axis.annotate(model, points[0], xytext=(5, 4), textcoords='offset points',
-                              fontsize=8)
-        axis.set(ylabel='s an image' if metric == 'seconds' else 'memory, GB',
-                 xlabel='parameters, M', title=f'{kind} at 800x1344, {DEVICE[device]}')
-        axis.grid(alpha=0.3)
-        if kind == 'growth':
-            axis.set(xscale='log', yscale='log', xlabel='side of a square image, pixels',
-                     title=f'inference, {DEVICE[device]}')
-            axis.set_xticks(SIDES, [str(side) for side in SIDES])
-            axis.minorticks_off()
-            axis.legend(fontsize=8)
-        else:
-            axis.margins(0.2)
-            axis.set_ylim(bottom=0)
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), constrained_layout=True)
+    backbone = PLAN['cpu']['backbone']
+    for (*axes_of_columns, last), unit, value in zip(axes, ('s', 'MB'), (
+            lambda result: median(result['seconds']),
+            lambda result: result.get('bytes', 0) / 1e6)):
+        for axis, column in zip(axes_of_columns, backbone.columns):
+            bars(axis, of(column, found, backbone.models), value)
+            axis.set(xlabel=unit, title=title(column))
+        for model, points in curves(found, value).items():
+            last.plot(*zip(*points), 'o-', label=model)
+        last.set(xscale='log', yscale='log', ylabel=unit, title='inference of one image',
+                 xlabel='side of a square image, pixels')
+        sides = [column.height for column in PLAN['cpu']['growth'].columns]
+        last.set_xticks(sides, map(str, sides))
+        last.tick_params(axis='x', which='minor', bottom=False, labelbottom=False)
+        last.legend()
     file = io.BytesIO()
     figure.savefig(file, dpi=80, metadata=dict(Software=None))
     plt.close(figure)
     return file.getvalue()
 
 
-def curves(found, device, metric, kind):
-    """Points of each model in a panel: one if ``kind`` is not growth, from its first table."""
+def bars(axis, results, value):
+    shown = {model: value(result) for model, result in results.items() if value(result)}
+    ours = [model for model in shown if 'ResT' in model and 'published' not in model]
+    colors = ['C0' if model in ours else '0.6' for model in shown]
+    axis.bar_label(axis.barh(list(shown), list(shown.values()), color=colors), padding=3,
+                   labels=list(map(digits, shown.values())))
+    axis.invert_yaxis()
+    axis.margins(x=0.2)
+
+
+def curves(found, value):
+    """{model: [(side, value)]} of the table of growth."""
     points = {}
-    for (_, *task, model), metrics in found.items():
-        case = dict(zip(TASK, task))
-        if (case['kind'], case['device']) != (kind, device) or metric not in metrics:
-            continue
-        value = metrics[metric]['median'] * (1e-9 if metric == 'bytes' else 1 / case['batch'])
-        if kind == 'growth':
-            if case['part'] == 'inference':
-                points.setdefault(model, {}).setdefault(case['height'], value)
-        elif case['height'] == 800 and model not in points:
-            points[model] = {metrics['parameters']['median'] / 1e6: value}
-    return {model: list(values.items()) for model, values in points.items()}
+    for column in PLAN['cpu']['growth'].columns:
+        for model, result in of(column, found, column.models).items():
+            points.setdefault(model, []).append((column.height, value(result)))
+    return points
+
+
+if __name__ == '__main__':
+    write()

@@ -1,13 +1,11 @@
-"""Measure time and memory of mmrest, the port of the published model and mmdet's backbones.
+"""Measure time and memory of mmrest beside the port of the published model and mmdet's models.
 
-    python benchmarks/run.py --select cpu  # a quarter of an hour on two cores
-    python benchmarks/run.py --select all  # the same, and what takes longer on a CPU (hours)
-    python benchmarks/run.py --select gpu  # what needs an NVIDIA GPU
-    python benchmarks/run.py --page        # fill in docs/benchmarks.md again, measure nothing
+    python benchmarks/run.py        # on a CPU, under half an hour on two cores
+    python benchmarks/run.py --gpu  # what needs an NVIDIA GPU
 
-If mmrest and the port disagree, nothing is measured. Each measurement is a process of its own,
-and the models of a table take turns. Rows are written to benchmarks/results/ after each turn,
-the tables and the chart of docs/benchmarks.md at the end.
+If mmrest and the port disagree, nothing is measured. Each model has a process of its own; those
+of a column of a table are all started, then take turns. The results are written to
+benchmarks/results/ after each column, the tables and the chart at the end (benchmarks/page.py).
 """
 import argparse
 import json
@@ -17,213 +15,153 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import date
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from benchmarks import page, rows  # noqa: E402
-
-RESULTS = ROOT / 'benchmarks/results'
-SEED = 0
-TIMEOUT = 7200  # seconds of one process
+from benchmarks import page, plan  # noqa: E402
+from mmrest.files import write_whole  # noqa: E402
 
 
-class Group(NamedTuple):
-    """The models of one table. Ratios are to the first."""
-    models: Tuple[str, ...]
-    case: dict
-    rounds: int = 3
+class Failure(Exception):
+    """A model that cannot be measured, and why."""
 
 
-def group(kind, models, batch, height, width, device='cpu', precision='float32', part='',
-          rounds=3, **more):
-    case = dict(kind=kind, part=part, device=device, batch=batch, height=height, width=width,
-                precision=precision, seed=SEED, **more)
-    return Group(tuple(models), case, rounds)
+class Worker:
+    """A process of benchmarks/measure.py."""
+
+    def __init__(self, case):
+        self.log = tempfile.TemporaryFile('w+')  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', 'benchmarks.measure', json.dumps(case)], cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log)
+
+    def turn(self):
+        """Seconds of a step."""
+        with suppress(BrokenPipeError):  # answer says why
+            self.process.stdin.write('\n')
+            self.process.stdin.flush()
+        return self.answer()
+
+    def end(self):
+        """The other metrics."""
+        self.process.stdin.close()
+        return self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if line:
+            return json.loads(line)
+        code = self.process.wait()
+        self.log.seek(0)
+        lines = [line for line in self.log.read().splitlines() if line.strip()]
+        raise Failure(f'killed by signal {-code} (9: out of memory)' if code < 0 else
+                      lines[-1] if lines else f'exit code {code}')
 
 
-def growth(models, part, device='cpu', precision='float32', limit=2., rounds=2):
-    return [group('growth', models, 1, side, side, device, precision, part, rounds, limit=limit)
-            for side in page.SIDES]
+def take_turns(cases, turns):
+    """Measure models beside each other.
 
-
-OURS = ('ResT-Small', 'ResT-Small, compiled')
-RIVALS = ('PVT-T', 'PVTv2-B1', 'Swin-T')
-RESNETS = ('R-18', 'R-50')
-SMALL = ('ResT-Small', 'ResT-Lite', *RIVALS, *RESNETS)
-BASE = ('ResT-Base', 'ResT-Large', 'PVT-S', 'PVTv2-B2', 'Swin-T', 'R-50')
-PORT = 'ResT-Small, published'
-MASK = ('Mask R-CNN ResT-Small', 'Mask R-CNN R-50')
-RETINA = ('RetinaNet ResT-Small', 'RetinaNet R-50')
-DEMO = ('Mask R-CNN ResT-Lite', 'Mask R-CNN R-18')
-RUNTIMES = ('ResT-Small', 'ResT-Small, onnxruntime', 'ResT-Small, OpenVINO')
-
-# The most important first: with little time left, the last groups lose their further rounds.
-CPU = [
-    group('training', (*OURS, *RIVALS), 1, 800, 1344, limit=8.),
-    group('detector', MASK, 1, 800, 1344, limit=1.),
-    group('inference', (*OURS, *SMALL[1:], PORT), 1, 800, 1344, limit=2.),
-    group('training', SMALL, 4, 224, 224, limit=2.),
-    group('inference', SMALL, 4, 224, 224, limit=2.),
-    *growth(('ResT-Small', ), 'inference'),
-    group('first_step', (*MASK, 'ResT-Small', 'PVT-T'), 1, 224, 224),
-    group('loading', DEMO[:1], 8, 128, 128, rounds=1, iterations=40),
-]
-V2 = ('ResTv2-Tiny, published', 'ResTv2-Tiny')
-LONG = [
-    group('inference', V2, 1, 800, 1344, limit=5.),
-    group('training', V2, 1, 800, 1344, limit=5.),
-    group('training', (*SMALL[:2], PORT, *RESNETS), 1, 800, 1344, limit=5.),
-    group('training', BASE, 1, 800, 1344, limit=5.),
-    group('inference', BASE, 1, 800, 1344, limit=5.),
-    group('training', BASE, 4, 224, 224, limit=5.),
-    group('inference', BASE, 4, 224, 224, limit=5.),
-    group('detector', RETINA, 1, 800, 1344, limit=5.),
-    group('runtime', RUNTIMES, 1, 800, 1344, limit=5.),
-    group('runtime', RUNTIMES, 1, 224, 224, limit=5.),
-    group('digits', DEMO, 8, 128, 128, rounds=1),
-    *growth(('ResT-Small', *RIVALS, PORT), 'inference', limit=5.),
-    *growth(('ResT-Small', *RIVALS), 'training', limit=5.),
-]
-CUDA = dict(device='cuda', precision='bfloat16')
-PORTS = (PORT, f'{PORT}, compiled')
-EVERY = (*OURS, *SMALL[1:], *BASE[:-2], *PORTS)
-GPU = [
-    *(group('operator', ('ResT-Small', *PORTS), 8, 800, 1344, part=f'stage {stage}', limit=2.,
-            **CUDA) for stage in (2, 3, 4)),
-    group('training', EVERY, 8, 800, 1344, limit=5., **CUDA),
-    group('inference', EVERY, 8, 800, 1344, limit=5., **CUDA),
-    group('training', EVERY, 256, 224, 224, limit=5., **CUDA),
-    group('inference', EVERY, 256, 224, 224, limit=5., **CUDA),
-    *(group('detector', models, 2, 800, 1344, 'cuda', precision, limit=5.)
-      for precision in ('float32', 'float16') for models in (MASK, RETINA)),
-    *growth(('ResT-Small', *RIVALS, PORT), 'inference', **CUDA),
-    *growth(('ResT-Small', *RIVALS, PORT), 'training', **CUDA),
-    group('first_step', (*MASK, 'ResT-Small', 'PVT-T'), 2, 224, 224, device='cuda'),
-]
-PLAN = dict(cpu=CPU, long=LONG, gpu=GPU)
-SELECTIONS = dict(cpu=('cpu', ), all=('cpu', 'long'), gpu=('gpu', ))
-MINUTES = dict(cpu=16)  # a turn starts only if its last one, repeated, would end by then
-
-
-def measure_apart(case):
-    """Run :mod:`benchmarks.measure` in a process of its own.
+    Args:
+        cases (list[dict]): See benchmarks/measure.py. They differ in ``model``.
+        turns (int): Their number.
 
     Returns:
-        tuple[dict, str | None]: The metrics, and the error if there was one.
+        dict[str, dict | Failure]: Of each model, ``seconds`` of each turn, and the other
+        metrics.
     """
-    with tempfile.TemporaryDirectory() as cache:
-        env = dict(os.environ)
-        if case['kind'] == 'first_step':  # which includes compiling
-            env.update(TRITON_CACHE_DIR=cache, TORCHINDUCTOR_CACHE_DIR=cache)
-        case = dict(case, started=time.time())
-        command = [sys.executable, '-m', 'benchmarks.measure', json.dumps(case)]
-        try:
-            done = subprocess.run(command, cwd=ROOT, env=env, timeout=TIMEOUT, text=True,
-                                  capture_output=True)
-        except subprocess.TimeoutExpired:
-            return {}, f'no end after {TIMEOUT} s'
-    if done.returncode < 0:
-        return {}, f'killed by signal {-done.returncode} (9: out of memory)'
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.strip()]
-        return {}, errors[-1] if errors else f'exit code {done.returncode}'
-    return json.loads(done.stdout.splitlines()[-1]), None
-
-
-def run(selection, groups, path, where, minutes=None):
-    """Measure all groups in rounds, and write all rows to ``path`` after each group's turn."""
-    found, processes, failures, duration = {}, {}, {}, {}
-    start = time.monotonic()
-    for number in range(max(group.rounds for group in groups)):
-        for index, (models, task, rounds) in enumerate(groups):
-            begin = time.monotonic()
-            late = minutes is not None and (
-                begin - start + duration.get(index, 0) > 60 * minutes)
-            if number >= rounds or late:
-                continue
-            for model in models:
-                key = index, model
-                if key in failures:
+    workers = {case['model']: Worker(case) for case in cases}
+    found = {model: dict(seconds=[]) for model in workers}
+    try:
+        for number in range(turns + 2):
+            for model, worker in workers.items():
+                if isinstance(found[model], Failure):
                     continue
-                metrics, failure = measure_apart(dict(task, model=model))
-                for metric, values in metrics.items():
-                    found.setdefault(key, {}).setdefault(metric, []).extend(values)
-                processes[key] = processes.get(key, 0) + 1
-                if failure is not None:
-                    failures[key] = failure
-                result = failure or ', '.join(
-                    f'{metric} {values[-1]:.4g}' for metric, values in metrics.items())
-                print(f"{time.monotonic() - start:6.0f} s  round {number + 1}  {task['kind']} "
-                      f"{task['part']} {task['batch']}x{task['height']}x{task['width']} "
-                      f'{model}: {result}', flush=True)
-            duration[index] = time.monotonic() - begin
-            rows.write(path, [
-                row for i, model in processes for row in rows.make(
-                    selection, dict(groups[i].case, model=model), where,
-                    found.get((i, model), {}), processes[i, model], failures.get((i, model)))
-            ])
+                try:
+                    if number == 0:
+                        worker.answer()  # built
+                    elif number <= turns:
+                        found[model]['seconds'].append(worker.turn())
+                    else:
+                        found[model].update(worker.end())
+                except Failure as failure:
+                    found[model] = failure
+    finally:
+        for worker in workers.values():
+            worker.process.kill()
+            worker.process.wait()
+    return found
+
+
+def run(columns, path, where):
+    """Measure all columns, and write all results to ``path`` after each."""
+    results, device, start = [], path.stem.replace('gpu', 'cuda'), time.monotonic()
+    for column in columns:
+        case = column._asdict()
+        turns, models = case.pop('turns'), case.pop('models')
+        found = take_turns([dict(case, device=device, model=model) for model in models], turns)
+        for model, metrics in found.items():
+            if not isinstance(metrics, Failure):
+                results.append(dict(case, model=model, **metrics))
+                metrics = page.cost(metrics)
+            seconds = time.monotonic() - start
+            print(f'{seconds:5.0f} s  {page.title(column)}, {model}: {metrics}', flush=True)
+        write_whole(path, page.dump(where, results))
 
 
 def whereabouts(device):
-    """A value for each of rows.WHERE."""
+    """Machine, versions, commit and date."""
     import torch
     machine = torch.cuda.get_device_name() if device == 'cuda' else (
         f'{cpu_name()}, {torch.get_num_threads()} threads')
     versions = {name: import_module(name).__version__
                 for name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmrest')}
-    return dict(date=str(date.today()), commit=commit(), machine=machine,
+    return dict(machine=machine, date=str(date.today()), commit=commit(),
                 python=platform.python_version(), **versions)
 
 
 def cpu_name():
-    for line in Path('/proc/cpuinfo').read_text().splitlines():
-        if line.startswith('model name'):
-            return line.split(':')[1].strip()
-    return platform.processor()
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
+    return (names or [platform.machine()])[0]
 
 
 def commit():
     """The commit that is measured, with a + if the code differs from it."""
     def git(*args):
-        return subprocess.run(['git', *args], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL)
+        return subprocess.run(['git', *args], cwd=ROOT, text=True, capture_output=True)
 
-    found = git('rev-parse', '--short=12', 'HEAD')
-    if found.returncode:
-        return 'unknown'
-    code = ('mmrest', 'configs', 'tools', 'benchmarks/*.py')
-    changed = git('diff', '--quiet', 'HEAD', '--', *code)
-    return found.stdout.strip() + ('+' if changed.returncode else '')
+    changed = git('diff', '--quiet', 'HEAD', '--', 'mmrest', 'configs', 'benchmarks/*.py')
+    return (git('rev-parse', '--short=12', 'HEAD').stdout.strip() or 'unknown') + (
+        '+' if changed.returncode else '')
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('--select', choices=SELECTIONS)
-    what.add_argument('--page', action='store_true', help='measure nothing')
+    parser.add_argument('--gpu', action='store_true')
     args = parser.parse_args()
-    if args.select:
-        import torch
+    import torch
 
-        from benchmarks.agreement import check
-        device = 'cuda' if args.select == 'gpu' else 'cpu'
-        if device == 'cuda' and not torch.cuda.is_available():
-            raise SystemExit('--select gpu: PyTorch finds no CUDA device')
-        error = check(device)
-        where = whereabouts(device)
-        print(f"{where['machine']}; torch {where['torch']}, Python {where['python']}; commit "
-              f"{where['commit']}, {where['date']}\nfloat64 features and gradients differ from "
-              f'the published model by at most {error:.1e} of the largest value', flush=True)
-        for selection in SELECTIONS[args.select]:
-            run(selection, PLAN[selection], RESULTS / f'{selection}.csv', where,
-                MINUTES.get(selection))
-    page.write(PLAN, RESULTS, ROOT / 'docs/benchmarks.md')
+    from benchmarks.agreement import check
+    from mmrest.engine import cpu_has_bfloat16
+    name, device = ('gpu', 'cuda') if args.gpu else ('cpu', 'cpu')
+    if args.gpu and not torch.cuda.is_available():
+        raise SystemExit('--gpu: PyTorch finds no CUDA device')
+    columns = plan.columns(name)
+    if not args.gpu and not cpu_has_bfloat16():
+        columns = [column for column in columns if column.precision != 'bfloat16']
+        print('bfloat16 is not measured: this CPU has no instructions for it')
+    where = whereabouts(device)
+    print(f"{where['machine']}; torch {where['torch']}, commit {where['commit']}\nfeatures and "
+          f'gradients differ from the published model by at most {check(device):.1e} of the '
+          'largest value', flush=True)
+    run(columns, page.RESULTS / f'{name}.json', where)
+    page.write()
 
 
 if __name__ == '__main__':

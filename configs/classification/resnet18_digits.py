@@ -1,4 +1,4 @@
-# rest_lite_digits.py with ResNet-18, for the benchmarks.
+# rest_lite_digits.py with ResNet-18, to compare with.
 _base_ = 'rest_lite_digits.py'
 
 model = dict(

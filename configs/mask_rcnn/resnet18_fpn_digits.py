@@ -1,4 +1,4 @@
-# rest_lite_fpn_digits.py with ResNet-18, for the benchmarks: from the backbone that
+# rest_lite_fpn_digits.py with ResNet-18, to compare with: from the backbone that
 # ../classification/resnet18_digits.py trains, and nothing frozen, as in ResT.
 _base_ = 'rest_lite_fpn_digits.py'
 

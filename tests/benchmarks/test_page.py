@@ -1,126 +1,77 @@
-import re
+import json
 
 import pytest
 
-from benchmarks import measure, page, rows, run
+from benchmarks import page, plan
 
-WHERE = dict(date='2020-01-02', commit='abc', machine='slow box', python='3', torch='2',
-             mmengine='0', mmcv='2', mmdet='3', mmrest='0')
-PLAN = dict(cpu=run.CPU[:3] + run.growth(('ResT-Small', ), 'inference'), gpu=run.GPU)
-EMPTY = '\n'.join(f'<!-- table: {name} -->\n<!-- end -->'
-                  for name in ('machines', 'goals', *page.COLUMNS))
+LARGE = plan.PLAN['cpu']['backbone'].columns
+WHERE = dict(machine='slow box', commit='abc', date='2020-01-02', torch='2')
 
 
-def measured(slow=(), fail=()):
-    """Rows of the CPU groups as a file gives them; ``slow`` models take three times as much."""
-    made = []
-    for group in PLAN['cpu']:
-        pixels = group.case['height'] * group.case['width'] / 1e6
-        for model in group.models:
-            factor = 3. if model in slow else 1.
-            if model.startswith(('ResT-Small', 'Mask R-CNN ResT')):
-                factor /= 2
-            if model.endswith('compiled'):
-                factor /= 2
-            found = dict(seconds=[factor * pixels, 1.1 * factor * pixels],
-                         bytes=[1e9 * factor * pixels**2])
-            if group.case['kind'] in ('training', 'inference'):
-                found.update(parameters=[12_300_000], multiply_adds=[4_560_000_000])
-            failure = 'RuntimeError: out of memory' if model in fail else None
-            case = dict(group.case, model=model)
-            made += rows.make('cpu', case, WHERE, {} if failure else found, 1, failure)
-    return made
+def result(column, model, *seconds, size=342e6):
+    case = dict(zip(('mode', 'batch', 'height', 'width'), column[:4]))
+    return dict(case, precision=column.precision, model=model, seconds=list(seconds),
+                bytes=size, parameters=12_300_000, multiply_adds=4_560_000_000)
 
 
-def goals(text):
-    return re.findall(r'^\| (.+?) \| CPU \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$', text, re.M)
+def found(*results):
+    return page.by_column(results)
 
 
-def test_the_tables_of_the_page_are_those_of_the_rows():
-    text = (run.ROOT / 'docs/benchmarks.md').read_text()
-    found = [row for name in run.PLAN for path in [run.RESULTS / f'{name}.csv']
-             if path.exists() for row in rows.read(path)]
-    assert page.fill(text, run.PLAN, found) == text
-    small = next(row for row in found if (row['kind'], row['model'], row['metric']) == (
-        'training', 'ResT-Small', 'seconds'))
-    assert f"| ResT-Small | 13.2 | 86.4 | {1 / small['median']:.3g} (" in text
+def test_the_pages_are_those_of_the_results():
+    files = {name: json.loads((page.RESULTS / f'{name}.json').read_text())
+             for name in plan.PLAN}
+    for path, text in page.fill(files).items():
+        assert path.read_text() == text
+    small = next(r for r in files['cpu']['results'] if (r['mode'], r['model'], r['height']) == (
+        'inference', 'ResT-Small', 800))
+    for path in (page.PAGE, page.README):
+        assert f' {page.cost(small)} |' in path.read_text()
 
 
-def test_goals():
-    found = goals(page.fill(EMPTY, PLAN, measured(slow=['Mask R-CNN ResT-Small'])))
-    assert len(found) == len(page.GOALS) == 12
-    assert [row[1:3] for row in found if 'step than PVT-T' in row[0]] == [('0.564 s', '1.13 s')]
-    *backbones, detector = found
-    assert {row[3:] for row in backbones} == {('0.50', 'met, by 50%')}
-    assert detector[1:] == ('1734 MB', '1156 MB', '1.50', 'missed, by 50%')
+def test_a_table_has_medians_paired_ratios_and_who_is_faster():
+    lines = page.table('backbone', plan.PLAN['cpu']['backbone'], found(
+        result(LARGE[0], 'ResT-Small', 1., 2., 4.), result(LARGE[0], 'PVT-T', 2., 2., 2.),
+        result(LARGE[0], 'R-18', 0.05, 0.04, 0.2, size=41e6)))
+    assert lines[2:] == [
+        '| ResT-Small | 12.3 | 4.56 | 2 s, 342 MB | 1.00 |',
+        '| PVT-T | 12.3 | 4.56 | 2 s, 342 MB | 1.00 (0.50 to 2.00) |',
+        '| R-18 | 12.3 | 4.56 | 50 ms, 41 MB | 0.05 (0.02 to 0.05) |', '',
+        '* inference, 1 x 800 x 1344: faster than ResT-Small: R-18 (0.05); in some turns '
+        'faster, in others slower: PVT-T']
 
 
-def test_overlapping_spreads_and_missing_models():
-    made = [row for row in measured() if row['model'] != 'PVT-T']
-    for row in made:
-        if row['model'] == 'Swin-T' and row['metric'] == 'seconds':
-            row['min'] = 0.1
-    found = goals(page.fill(EMPTY, PLAN, made))
-    assert not any('PVT-T' in row[0] for row in found)
-    met, overlap = 'met, by 50%', 'met, by 50%; the spreads overlap'
-    assert [row[-1] for row in found] == [met, overlap, met, met, met, overlap, met, met, met]
+def test_growth_is_the_time_per_pixel():
+    table = plan.PLAN['cpu']['growth']
+    lines = page.table('growth', table, found(*(
+        result(column, 'ResT-Small', seconds)
+        for column, seconds in zip(table.columns, (0.25, 1.5, 16.)))))
+    assert lines[2] == ('| ResT-Small | 0.25 s, 342 MB | 1.00 | 1.5 s, 342 MB | 1.50 | '
+                        '16 s, 342 MB | 4.00 |')
 
 
-def test_tables_have_medians_spreads_ratios_and_origin():
-    text = page.fill(EMPTY, PLAN, measured(slow=['PVT-T']))
-    training = text.split('<!-- table: training -->')[1].split('<!-- end -->')[0]
-    assert '| ResT-Small | 12.3 | 4.56 | 1.77 (1.69 to 1.86) | 1.00 | 578 | 1.00 | 2 (1) |' in (
-        training)
-    assert '| PVT-T | 12.3 | 4.56 | 0.295 (0.282 to 0.31) | 6.00 | 3468 | 6.00 | 2 (1) |' in (
-        training)
-    assert '| `make bench` | slow box | python 3, torch 2, ' in text
-    assert '| ResT-Small | 1.00 | 2.00 | 34.4 ms, 2.15 MB |' in text  # growth
+def test_what_was_not_measured_is_in_no_table_but_in_one_sentence():
+    results = found(*(result(LARGE[0], model, 1.) for model in LARGE[0].models[:-1]))
+    assert page.table('growth', plan.PLAN['cpu']['growth'], results) == []
+    text = page.missing(dict(cpu=results))
+    assert f'1 x 800 x 1344: {LARGE[0].models[-1]}; `make bench`, float32, training' in text
+    assert 'make bench-gpu' in text and 'PVT-T' not in text.split(';')[0]
 
 
-def test_failed_and_missing_measurements_are_named():
-    made = [row for row in measured(fail=['Swin-T']) if row['model'] != 'PVTv2-B1' and not (
-        row['kind'] == 'growth' and row['height'] == 2048)]
-    text = page.fill(EMPTY, PLAN, made)
-    training = text.split('<!-- table: training -->')[1].split('<!-- end -->')[0]
-    assert '| Swin-T | failed at 800x1344: RuntimeError: out of memory |  |' in training
-    assert '\nNot measured: PVTv2-B1.\n' in training
-    assert ('Not measured (`make bench-gpu`): 8 x 800x1344, bfloat16, NVIDIA GPU, ResT-Small '
-            'and others; 256 x 224x224') in training
-    assert '| ResT-Small | 1.00 (to 1024) | 2.00 (to 1024) |' in text
-    assert 'Not measured yet: `make bench-all`, `make bench-gpu`.' in text
+def test_a_page_without_its_markers_is_not_written(tmp_path, monkeypatch):
+    for name in ('PAGE', 'README'):
+        path = tmp_path / f'{name}.md'
+        path.write_text('<!-- table: backbone -->\n<!-- end -->')
+        monkeypatch.setattr(page, name, path)
+    monkeypatch.setattr(page, 'RESULTS', tmp_path)
+    (tmp_path / 'cpu.json').write_bytes(page.dump(WHERE, [result(LARGE[0], 'ResT-Small', 1.)]))
+    with pytest.raises(ValueError, match='<!-- table: export -->'):
+        page.write()
+    assert len([*tmp_path.iterdir()]) == 3 and '|' not in page.PAGE.read_text()
 
 
-def test_without_rows_no_figure_is_written():
-    assert not re.search(r'\| [\d.]', page.fill(EMPTY, run.PLAN, []))
-
-
-def test_a_page_without_a_marker_stays_as_it_is(tmp_path):
-    path = tmp_path / 'page.md'
-    path.write_text(EMPTY.replace('growth', 'grwth'))
-    with pytest.raises(ValueError, match='<!-- table: growth -->'):
-        page.write(PLAN, tmp_path, path)
-    assert [*tmp_path.iterdir()] == [path] and '|' not in path.read_text()
-
-
-def test_the_chart_shows_the_rows(tmp_path):
-    (tmp_path / 'page.md').write_text(EMPTY)
-    rows.write(tmp_path / 'cpu.csv', measured())
-    page.write(PLAN, tmp_path, tmp_path / 'page.md')
-    assert (tmp_path / 'page.png').read_bytes().startswith(b'\x89PNG')
-    found = page.by_case(rows.read(tmp_path / 'cpu.csv'))
-    assert page.curves(found, 'cpu', 'bytes', 'training')['PVT-T'] == [
-        (12.3, pytest.approx(1.0752**2))]
-    growth = page.curves(found, 'cpu', 'seconds', 'growth')['ResT-Small']
-    assert growth == [(side, pytest.approx(1.05 * side**2 / 2e6)) for side in page.SIDES]
-
-
-def test_every_kind_has_columns_and_a_measurement():
-    kinds = {group.case['kind'] for groups in run.PLAN.values() for group in groups}
-    assert kinds == set(page.COLUMNS) == set(measure.KINDS)
-
-
-def test_captions_tell_tables_apart():
-    for groups in run.PLAN.values():
-        tasks = [(page.caption(group), group.case['kind'], group.case['height'])
-                 for group in groups]
-        assert len(set(tasks)) == len(tasks)
+def test_the_chart_shows_the_results():
+    column = plan.PLAN['cpu']['growth'].columns[0]
+    results = found(*(result(c, 'ResT-Small', 1., 3.) for c in (*LARGE, column)))
+    assert page.draw(results).startswith(b'\x89PNG')
+    assert page.curves(results, lambda r: r['bytes']) == {'ResT-Small': [(512, 342e6)]}

@@ -238,3 +238,16 @@ def test_digits_configs_add_up(name):
     last = schedule[-1] if isinstance(schedule, list) else schedule
     assert last.get('end', last.get('total_steps')) == cfg.train_cfg.max_iters == cfg.max_iters
     assert cfg.default_hooks.logger.log_metric_by_epoch is False
+
+
+def test_both_backbones_of_the_digits_have_the_same_recipe():
+    for rest, other in (('classification/rest_lite_digits', 'classification/resnet18_digits'),
+                        ('mask_rcnn/rest_lite_fpn_digits', 'mask_rcnn/resnet18_fpn_digits')):
+        ours, theirs = (Config.fromfile(CONFIGS / f'{name}.py') for name in (rest, other))
+        backbone = theirs.model.pop('backbone')
+        assert (backbone.type, backbone.depth) == ('ResNet', 18)
+        ours.model.pop('backbone')
+        assert ours.to_dict() == theirs.to_dict()
+    assert backbone.frozen_stages == -1
+    iterations = Config.fromfile(CONFIGS / 'classification/resnet18_digits.py').max_iters
+    assert backbone.init_cfg.checkpoint == f'work_dirs/resnet18_digits/iter_{iterations}.pth'
