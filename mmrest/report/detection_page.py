@@ -125,15 +125,15 @@ def worst_pictures(dataset: Any, truth: dict, objects: List[dict],
                      f'{names[objects[k]["category_id"]]} {objects[k]["score"]:.2f}')
                  for k in np.flatnonzero(above & (matched.image == image['id']))
                  if matched.state[k] >= 0]
-        boxes += [Box('missed', one['bbox'], names[one['category_id']])
+        boxes += [Box('missed', one['bbox'], f'missed {names[one["category_id"]]}')
                   for one, is_lost in zip(truth['annotations'], lost)
                   if is_lost and one['image_id'] == image['id']]
         boxes.sort(key=lambda box: ('right', 'missed', 'wrong').index(box.state))
         text = (f'{image["file_name"]}: {image["right"]} found, {image["wrong"]} wrong, '
                 f'{image["missed"]} missed')
         shown.append(_figure(dataset, image['file_name'], boxes, text))
-    return section('pictures', 'Worst pictures', legend(), '<p>A wrong box has the name of the '
-                   'class that was found and its score, a missed one that of its label. An '
+    return section('pictures', 'Worst pictures', legend(), '<p>Those with the most wrong and '
+                   'missed boxes. A wrong box has the class that was found, and its score. An '
                    'object found as another class is wrong and missed.',
                    f'<div class="pictures">{"".join(shown)}</div>' if shown else
                    '<p>No box is wrong or missed.')

@@ -12,7 +12,7 @@ NUM_WORST = 12
 LONGEST = 900  # pixels of a side
 # Lines that differ in dashes too, and a shadow under them that shows on any picture.
 STATES = dict(right=('found', '#00c08b', ''), wrong=('wrong', '#ff8c3a', '8 4'),
-              missed=('missed', '#5fc3ff', '2 3'))
+              missed=('missed', '#5fc3ff', '3 3'))
 
 
 class Box(NamedTuple):
@@ -51,7 +51,8 @@ def map_uri(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
     colors[:len(palette)] = palette
     height, width = labels.shape
     step = -(-max(height, width) // LONGEST)  # classes have no mean
-    return _encode('.png', 'image/png', colors[np.minimum(labels[::step, ::step], 256)])
+    labels = labels[::step, ::step].astype(int)
+    return _encode('.png', 'image/png', colors[np.minimum(labels, 256)])
 
 
 def _encode(suffix, kind, picture):
@@ -66,7 +67,7 @@ def drawing(picture: np.ndarray, boxes: Sequence[Box]) -> str:
     height, width = picture.shape[:2]
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img"><image width="{width}" '
              f'height="{height}" href="{data_uri(picture)}"/>']
-    size = max(width, height) / 28
+    size = max(width, height) / 24
     taken: List[Tuple[float, float]] = []
     for state, box, text in boxes:
         _, color, _ = STATES[state]
@@ -75,8 +76,8 @@ def drawing(picture: np.ndarray, boxes: Sequence[Box]) -> str:
             short = text if len(text) <= 24 else f'{text[:23]}…'
             x, y = _free(box, size, height, taken)
             parts.append(f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:.1f}" fill="{color}" '
-                         f'stroke="#000" stroke-width="{size / 6:.2f}" paint-order="stroke">'
-                         f'{escape(short)}</text>')
+                         f'font-weight="600" stroke="#000" stroke-width="{size / 6:.2f}" '
+                         f'paint-order="stroke">{escape(short)}</text>')
     return ''.join(parts) + '</svg>'
 
 
@@ -95,12 +96,12 @@ def outline(state: str, box: Sequence[float]) -> str:
     x, y, width, height = (f'{side:.1f}' for side in box)
     shape = (f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="none" '
              'vector-effect="non-scaling-stroke"')
-    return (f'{shape} stroke="#000" stroke-width="4" stroke-opacity=".6"/>'
-            f'{shape} stroke="{color}" stroke-width="2" stroke-dasharray="{dashes}"/>')
+    return (f'{shape} stroke="#000" stroke-width="5" stroke-opacity=".6"/>'
+            f'{shape} stroke="{color}" stroke-width="2.5" stroke-dasharray="{dashes}"/>')
 
 
 def legend() -> str:
     """What the lines of :func:`drawing` mean."""
-    samples = [f'<svg viewBox="0 0 60 16">{outline(state, (2, 4, 56, 20))}</svg> {name}'
+    samples = [f'<svg viewBox="0 0 60 20">{outline(state, (3, 3, 54, 14))}</svg> {name}'
                for state, (name, _, _) in STATES.items()]
     return f'<p class="legend">{" &nbsp; ".join(samples)}</p>'
