@@ -3,6 +3,7 @@ import json
 import math
 from datetime import date
 from html import escape
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, List, NamedTuple, Optional, Sequence, Union
@@ -15,6 +16,7 @@ from ..version import __version__
 from .html import document, table
 
 __all__ = ['Report', 'make_report']
+REPORTS = dict(mmdet='.detection_page', mmpretrain='.classes', mmseg='.segments')
 
 
 class Report(NamedTuple):
@@ -51,23 +53,13 @@ def make_report(config: str, checkpoint: Optional[str] = None,
     """
     cfg = read_config(config, options)
     package = package_of(cfg)
-    if package not in ('mmdet', 'mmpretrain', 'mmseg'):
-        raise UserError(f'{config} is for {package}; a report is made of models of mmdet, '
-                        'mmpretrain and mmseg')
+    if package not in REPORTS:
+        raise UserError(f'{config} is for {package}; a report is made of models of '
+                        f'{", ".join(REPORTS)}')
     _check(package, checkpoint, found, score_thr)
-    if package != 'mmpretrain' and find_spec('hotcoco') is None:
-        raise MissingPackageError('the errors are counted by hotcoco, which is not installed: '
-                                  'run `pip install hotcoco`')
     cfg.load_from = checkpoint
-    if package == 'mmdet':
-        from .detection_page import report
-        figures, sections = report(cfg, found, score_thr)
-    elif package == 'mmpretrain':
-        from .classes import report
-        figures, sections = report(cfg)
-    else:
-        from .segments import report
-        figures, sections = report(cfg)
+    more = (found, score_thr) if package == 'mmdet' else ()
+    figures, sections = import_module(REPORTS[package], __name__).report(cfg, *more)
     title = f'What {Path(config).stem} gets wrong'
     asked = _asked(config, checkpoint, found, figures)
     return Report(figures, document(title, [asked, *sections]))
@@ -84,6 +76,9 @@ def _check(package, checkpoint, found, score_thr):
         raise FileNotFoundError(f'checkpoint={checkpoint!r}: no such file')
     if score_thr is not None and not 0 <= score_thr <= 1:
         raise UserError(f'--score-thr {score_thr} must be from 0 to 1')
+    if package != 'mmpretrain' and find_spec('hotcoco') is None:
+        raise MissingPackageError('the errors are counted by hotcoco, which is not installed: '
+                                  'run `pip install hotcoco`')
 
 
 def _asked(config, checkpoint, found, figures) -> str:

@@ -47,7 +47,7 @@ def _guess(sample: dict) -> Guess:
         raise UserError('the test data of a classifier needs one label for each image, and '
                         'the classifier a score for each class')
     found = int(score.argmax())
-    return Guess(sample.get('img_path', ''), int(label), found, float(score[found]),
+    return Guess(sample.get('img_path') or '', int(label), found, float(score[found]),
                  float(score[int(label)]))
 
 

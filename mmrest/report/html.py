@@ -44,6 +44,7 @@ figure { margin: 0 } figcaption { overflow-wrap: anywhere }
 .chart text, .curve text { fill: currentColor } .chart path, .curve path { fill: none }
 .curve { width: 90px; height: 45px; display: block }
 .chip { display: inline-block; width: .9em; height: .9em; border: 1px solid var(--text) }
+.legend span { white-space: nowrap; margin-right: 1rem }
 .legend svg { width: 3.75rem; height: 1.25rem; vertical-align: middle; background: #888 }
 @media print { .box { overflow: visible; max-height: none } body { font-size: 11px }
   figure { break-inside: avoid } thead th, td:first-child { position: static } }

@@ -10,6 +10,7 @@ from ..apis import as_picture
 
 NUM_WORST = 12
 LONGEST = 900  # pixels of a side
+CROWDED = 8  # texts, above which they are small
 # Lines that differ in dashes too, and a shadow under them that shows on any picture.
 STATES = dict(right=('found', '#00c08b', ''), wrong=('wrong', '#ff8c3a', '8 4'),
               missed=('missed', '#5fc3ff', '3 3'))
@@ -67,23 +68,25 @@ def drawing(picture: np.ndarray, boxes: Sequence[Box]) -> str:
     height, width = picture.shape[:2]
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img"><image width="{width}" '
              f'height="{height}" href="{data_uri(picture)}"/>']
-    size = max(width, height) / 24
+    crowded = sum(state != 'right' for state, _, _ in boxes) > CROWDED
+    size = max(width, height) / (40 if crowded else 24)
     taken: List[Tuple[float, float]] = []
     for state, box, text in boxes:
         _, color, _ = STATES[state]
         parts.append(f'<g><title>{escape(text)}</title>{outline(state, box)}</g>')
         if state != 'right':
             short = text if len(text) <= 24 else f'{text[:23]}…'
-            x, y = _free(box, size, height, taken)
+            left = min(box[0], width - 0.6 * size * len(short))
+            x, y = _free((max(left, 0), box[1]), size, height, taken)
             parts.append(f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:.1f}" fill="{color}" '
                          f'font-weight="600" stroke="#000" stroke-width="{size / 6:.2f}" '
                          f'paint-order="stroke">{escape(short)}</text>')
     return ''.join(parts) + '</svg>'
 
 
-def _free(box, size, height, taken):
-    """A place for a box's text: above it, or lower where another text is."""
-    x, y = max(box[0], 0), max(box[1] - size / 4, size)
+def _free(corner, size, height, taken):
+    """A place for a text: above a box's corner, or lower where another text is."""
+    x, y = corner[0], max(corner[1] - size / 4, size)
     while any(abs(x - a) < 6 * size and abs(y - b) < size for a, b in taken) and y < height:
         y += size
     taken.append((x, y))
@@ -102,6 +105,6 @@ def outline(state: str, box: Sequence[float]) -> str:
 
 def legend() -> str:
     """What the lines of :func:`drawing` mean."""
-    samples = [f'<svg viewBox="0 0 60 20">{outline(state, (3, 3, 54, 14))}</svg> {name}'
-               for state, (name, _, _) in STATES.items()]
-    return f'<p class="legend">{" &nbsp; ".join(samples)}</p>'
+    samples = [f'<span><svg viewBox="0 0 60 20">{outline(state, (3, 3, 54, 14))}</svg> {name}'
+               '</span>' for state, (name, _, _) in STATES.items()]
+    return f'<p class="legend">{" ".join(samples)}</p>'

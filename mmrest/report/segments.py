@@ -89,7 +89,7 @@ def report(cfg: Config) -> Tuple[dict, List[Tuple[str, str, str]]]:
 
 
 def _chip(color):
-    return f'<span class="chip" style="background:rgb{tuple(color)}"></span>'
+    return f'<span class="chip" style="background:rgb{tuple(map(int, color))}"></span>'
 
 
 def pictures(dataset: Any, worst: List[tuple],

@@ -102,6 +102,9 @@ def test_the_page_is_one_file_with_its_pictures(config, tmp_path):
     # Class 4 on all four objects, class 9 on nothing.
     assert figures['kinds']['bbox']['confusions'] == [
         [2, 0, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0], [0, 4, 0, 0]]
+    (tmp_path / 'nothing.json').write_text('[]')
+    nothing = make_report(str(config), found=[tmp_path / 'nothing.json'])
+    assert 'Nothing that was found is right' in nothing.page and 'nan' not in nothing.page
     again = make_report(str(config), found=[tmp_path / 'found.bbox.json'], score_thr=0.)
     assert again.json() == report.json() and figures['score_thr'] == 0
 
