@@ -124,6 +124,8 @@ def count(truth: dict, found: Found, score_thr: Optional[float]) -> Tuple[dict, 
 def _evaluate(truth, objects, kind):
     from hotcoco import COCO, COCOeval
     labels = COCO(truth)
+    if kind == 'segm':  # as mm does: else small and large are sizes of boxes
+        objects = [{key: one[key] for key in one if key != 'bbox'} for one in objects]
     evaluation = COCOeval(labels, labels.load_res(objects), kind)
     evaluation.evaluate()
     evaluation.accumulate()

@@ -157,5 +157,6 @@ def labels(figures: dict) -> Tuple[str, str, str]:
     text = ('<p>Where a sure box disagrees with the labels: another class, or nothing is '
             f'labelled there. Either may be wrong. The {len(rows)} surest of '
             f'{figures["num_labels"]}:')
-    shown = table(('image', 'labelled', 'found', 'score', 'box: x, y, width, height'), rows)
+    head = ('image', 'labelled', 'found', 'score', 'box: x, y, width, height')
+    shown = table(head, rows, 'files')
     return section('labels', 'Labels to look at', *([text, shown] if rows else ['<p>None.']))

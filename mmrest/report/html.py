@@ -28,6 +28,7 @@ thead th:first-child { background: var(--soft); z-index: 3 }
 .pair { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start }
 .asked td { white-space: normal; overflow-wrap: anywhere; text-align: left }
 .asked td:first-child { white-space: nowrap }
+.files td:first-child { position: static; max-width: none }
 .matrix th, .matrix td { padding: .15rem .4rem }
 .matrix thead th + th span { writing-mode: vertical-rl; transform: rotate(180deg);
   max-height: 9rem; overflow: hidden; text-overflow: ellipsis }

@@ -76,7 +76,7 @@ def drawing(picture: np.ndarray, boxes: Sequence[Box]) -> str:
         parts.append(f'<g><title>{escape(text)}</title>{outline(state, box)}</g>')
         if state != 'right':
             short = text if len(text) <= 24 else f'{text[:23]}…'
-            left = min(box[0], width - 0.6 * size * len(short))
+            left = min(box[0], width - 0.7 * size * len(short))
             x, y = _free((max(left, 0), box[1]), size, height, taken)
             parts.append(f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:.1f}" fill="{color}" '
                          f'font-weight="600" stroke="#000" stroke-width="{size / 6:.2f}" '
@@ -99,8 +99,8 @@ def outline(state: str, box: Sequence[float]) -> str:
     x, y, width, height = (f'{side:.1f}' for side in box)
     shape = (f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="none" '
              'vector-effect="non-scaling-stroke"')
-    return (f'{shape} stroke="#000" stroke-width="5" stroke-opacity=".6"/>'
-            f'{shape} stroke="{color}" stroke-width="2.5" stroke-dasharray="{dashes}"/>')
+    return (f'{shape} stroke="#000" stroke-width="4" stroke-opacity=".6"/>'
+            f'{shape} stroke="{color}" stroke-width="2" stroke-dasharray="{dashes}"/>')
 
 
 def legend() -> str:
