@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path('data/digits')
 WORK = Path('work_dirs')
 DEMO = WORK / 'demo'
+FOUND = DEMO / 'found.bbox.json'  # and found.segm.json
 CLASSIFIER = Path('configs/classification/rest_lite_digits.py')
 DETECTOR = Path('configs/mask_rcnn/rest_lite_fpn_digits.py')
 # What comes after a training takes as long as so many of its iterations, on two cores.
@@ -95,11 +96,23 @@ def train(title: str, config: Path) -> Path:
 def test(title: str, config: Path, checkpoint: Path) -> List[dict]:
     """Return what a checkpoint predicts on held-out images, by tools/test.py."""
     predictions = DEMO / f'{config.stem}.pkl'
-    if not predictions.exists() or predictions.stat().st_mtime < checkpoint.stat().st_mtime:
+    begun = checkpoint.stat().st_mtime
+    if any(not path.exists() or path.stat().st_mtime < begun for path in (predictions, FOUND)):
         run(title, f'test_{config.stem}', [
             'tools/test.py', str(config), str(checkpoint), '--work-dir', str(DEMO / 'test'),
-            '--out', str(predictions)])
+            '--out', str(predictions), '--cfg-options',
+            f'test_evaluator.outfile_prefix={DEMO / "found"}'])
     return load(predictions)
+
+
+def report(config: Path) -> Path:
+    """Write what the detector gets wrong as one page, from what tools/test.py has found."""
+    page = DEMO / 'report.html'
+    if not page.exists() or page.stat().st_mtime < FOUND.stat().st_mtime:
+        run('7. What it gets wrong, as one page', 'report', [
+            'tools/analysis_tools/report.py', str(config), '--dt', str(FOUND), '--out',
+            str(page)])
+    return page
 
 
 def export(config: Path, checkpoint: Path) -> Path:
@@ -228,6 +241,7 @@ def main() -> None:
     draw_curves(curves)
     draw_pictures(pictures, predictions[:NUM_PICTURES])
     by_onnx = average_precision(export(DETECTOR, detector))
+    page = report(DETECTOR)
 
     def last(config, key):
         return list(logged(config, key).values())[-1]
@@ -254,6 +268,7 @@ checkpoints  {classifier}
 curves       {curves}
 pictures     {pictures}/ ({NUM_PICTURES}; left: truth, right: prediction)
              {DEMO}/onnx/pictures/ (by ONNX Runtime)
+its errors   {page} (open it in a browser)
 The same AP again: python tools/test.py {DETECTOR} {detector}''')
 
 
