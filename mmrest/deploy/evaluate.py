@@ -75,8 +75,9 @@ class OnnxPredictor:
         boxes = boxes / boxes.new_tensor(sample.get('scale_factor', (1., 1.))).repeat(2)
         found = InstanceData(bboxes=boxes, scores=scores, labels=labels)
         if 'masks' in outputs:
-            found.masks = paste(outputs['masks'][there], boxes, *sample.ori_shape[:2],
-                                self.mask_threshold)
+            height, width = sample.ori_shape[:2]
+            found.masks = paste(
+                outputs['masks'][there], boxes, height, width, self.mask_threshold)
         return found
 
 
