@@ -144,6 +144,14 @@ def dummy_inputs(cfg: Config, model: nn.Module, shape: Tuple[int, int], batch: i
     return dict(inputs=inputs, data_samples=samples)
 
 
+def image_pipeline(cfg: Config) -> Compose:
+    """The config's test pipeline for images without annotations."""
+    return Compose([
+        TRANSFORMS.build(step) for step in cfg.test_dataloader.dataset.pipeline
+        if 'LoadAnnotations' not in str(step['type'])
+    ])
+
+
 def read_image(cfg: Config, model: nn.Module, path: str) -> Tuple[np.ndarray, Tensor]:
     """Read an image with the config's test pipeline.
 
@@ -156,11 +164,7 @@ def read_image(cfg: Config, model: nn.Module, path: str) -> Tuple[np.ndarray, Te
         tuple: The picture (h, w, 3) of :func:`as_picture`, and the model's input
         (1, C, H, W), which may be padded at the bottom and at the right.
     """
-    pipeline = Compose([
-        TRANSFORMS.build(step) for step in cfg.test_dataloader.dataset.pipeline
-        if 'LoadAnnotations' not in str(step['type'])
-    ])
-    data = pipeline(dict(img_path=path, img_id=0))
+    data = image_pipeline(cfg)(dict(img_path=path, img_id=0))
     inputs = model.data_preprocessor(pseudo_collate([data]), False)['inputs']
     return as_picture(data['inputs'].numpy().transpose(1, 2, 0)), inputs
 

@@ -1,3 +1,4 @@
 from .export import describe, export
+from .smaller import Smaller
 
-__all__ = ['describe', 'export']
+__all__ = ['Smaller', 'describe', 'export']

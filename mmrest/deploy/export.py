@@ -16,6 +16,7 @@ from ..files import write_whole
 from ..safe_reading import read_file
 from . import detectors, emsa_onnx, known, verify
 from .dense import Backbone, OnnxClassifier, OnnxModel, OnnxSegmenter, replace_constants
+from .smaller import Smaller
 from .verify_boxes import check_detections
 
 # What exports a model of mm, and what checks the result.
@@ -35,7 +36,8 @@ def export(model: nn.Module,
            path: Union[str, Path],
            metadata: Optional[Dict[str, str]] = None,
            backbone: bool = False,
-           images: Sequence[str] = ()) -> Dict[str, float]:
+           images: Sequence[str] = (),
+           smaller: Optional[Smaller] = None) -> Dict[str, float]:
     """Write a model as one ONNX file of standard operators, for any batch, height and width.
 
     The file takes ``image``, uint8 RGB (B, 3, H, W), and gives what the classes of
@@ -48,10 +50,12 @@ def export(model: nn.Module,
         path (str | Path): The file.
         metadata (dict, optional): The file's metadata, see :func:`describe`. Of a classifier
             the file also has ``activation``, ``softmax`` or ``sigmoid``, and of masks
-            ``mask_threshold``.
+            ``mask_threshold``; of all, ``precision``.
         backbone (bool): Whether to export the model's ResT alone.
         images (Sequence[str]): Image files to check a detector on, which may find nothing in
             random pictures. A warning says so.
+        smaller (Smaller, optional): Makes a smaller file of the checked one, which is written
+            in its place.
 
     Returns:
         dict[str, float]: The largest differences from mm's ``predict`` on ``pictures`` of the
@@ -59,8 +63,9 @@ def export(model: nn.Module,
         compared. :func:`mmrest.deploy.verify.sentence` says it.
 
     Raises:
-        UserError: The model has an option or a part that is not known, or onnxruntime
-            disagrees with mm's ``predict`` at one of these sizes. Nothing is written.
+        UserError: The model has an option or a part that is not known, onnxruntime disagrees
+            with mm's ``predict`` at one of these sizes, or the smaller file is worse. Nothing
+            is written.
         ImportError: A package that writes or runs ONNX is not installed.
     """
     try:
@@ -69,6 +74,9 @@ def export(model: nn.Module,
     except ImportError as error:
         raise MissingPackageError(
             f'{error}: run `pip install onnx onnxruntime onnxscript`') from error
+    if backbone and smaller:
+        raise UserError('a smaller file is compared by the metric of a whole model, and a '
+                        'backbone alone has none')
     model, network, check = resolve(model, backbone)
     proto = to_onnx(network, metadata or {})
     errors = compare(proto.SerializeToString(), model, network, check, images)
@@ -77,6 +85,8 @@ def export(model: nn.Module,
                       'checked on; check it on images with objects in them', stacklevel=2)
     for output in [x for x in proto.graph.output if x.name in network.probes]:
         proto.graph.output.remove(output)
+    if smaller:
+        proto = smaller(proto)
     write_whole(path, proto.SerializeToString())
     return errors
 
@@ -138,10 +148,21 @@ def to_onnx(network: nn.Module, metadata: Dict[str, str]):
     proto = emsa_onnx.fill(program.model_proto)
     for axis, name in ((0, 'batch'), (2, 'height'), (3, 'width')):
         proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
-    own = {name: json.dumps(value) for name, value in network.metadata.items()}
+    strip(proto)
+    own = {name: json.dumps(value)
+           for name, value in dict(network.metadata, precision='float32').items()}
     onnx.helper.set_model_props(proto, {**metadata, **own})
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def strip(proto) -> None:
+    """Drop the exporter's notes, which have the folders of this machine in them."""
+    graph = proto.graph
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output,
+                 *graph.initializer, graph):
+        del part.metadata_props[:]
+        part.ClearField('doc_string')
 
 
 def describe(cfg: Config, checkpoint: Optional[str] = None) -> Dict[str, str]:

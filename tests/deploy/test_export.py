@@ -93,10 +93,13 @@ def test_the_interface(exported):
     assert kinds.get('labels', onnx.TensorProto.INT64) == onnx.TensorProto.INT64
     meta = {prop.key: json.loads(prop.value) for prop in proto.metadata_props if (
         prop.key != 'channel_order')}
-    assert meta['mean'] == [123.675, 116.28, 103.53]
+    assert meta['mean'] == [123.675, 116.28, 103.53] and meta['precision'] == 'float32'
     if family in ('mask_rcnn', 'faster_rcnn', 'retinanet'):
         assert meta['classes'] == list('0123456789')
         assert meta['test_size']['scale'] == [128, 128]
+    # Nobody learns where it was exported.
+    content = path.read_bytes()
+    assert b'mmrest' not in content and b'site-packages' not in content
     # The model itself is not changed.
     assert {m.backend for m in model.modules() if isinstance(m, EMSA)} == {'auto'}
 
@@ -181,6 +184,31 @@ def test_a_detector_that_finds_nothing_is_written_with_a_warning(quick, tmp_path
     with pytest.warns(UserWarning, match='neither mm nor ONNX finds a box in the pictures'):
         assert export(model, tmp_path / 'x.onnx')['boxes'] == 0
     assert (tmp_path / 'x.onnx').exists()
+
+
+def test_a_smaller_file_is_written_in_its_place(quick, tmp_path):
+    model = build('retinanet')
+    model.test_cfg.score_thr = 1.
+    n = model.test_cfg.max_per_img
+    quick(('boxes', torch.zeros(n, 4).numpy()), ('scores', torch.zeros(n).numpy()),
+          ('labels', torch.full((n, ), -1).numpy()))
+
+    def smaller(proto):
+        proto.doc_string = 'smaller'
+        return proto
+
+    def worse(proto):
+        raise UserError('worse')
+
+    path = tmp_path / 'x.onnx'
+    with pytest.warns(UserWarning, match='neither mm nor ONNX finds a box'):
+        with pytest.raises(UserError, match='worse'):
+            export(model, path, smaller=worse)
+        assert not path.exists()
+        export(model, path, smaller=smaller)
+    assert onnx.load(path).doc_string == 'smaller'
+    with pytest.raises(UserError, match='a backbone alone has none'):
+        export(model, path, backbone=True, smaller=smaller)
 
 
 def test_other_models_are_refused(tmp_path):

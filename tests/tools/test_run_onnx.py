@@ -125,6 +125,26 @@ def test_detector(bare, folder):
     assert (picture[20:40, 50:70] == 100).all()  # its score is below the threshold
 
 
+@pytest.mark.parametrize('name, width, height', [('pixel.png', 1, 1), ('wide.jpg', 10000, 40)])
+def test_very_small_and_very_wide(run, folder, tmp_path, name, width, height):
+    Image.new('RGB', (width, height)).save(tmp_path / name)
+    found = run(folder / 'detector.onnx', name)[f'{name}.json']
+    scale = np.tile([width / 160, height / 120], 2)
+    np.testing.assert_allclose(
+        found['bboxes'], scale * [[20, 20, 60, 80], [100, 40, 140, 80]], rtol=1e-6)
+    assert [mask['size'] for mask in found['masks']] == 2 * [[height, width]]
+    assert Image.open(tmp_path / f'outputs/pictures/{name}').size == (width, height)
+
+
+def test_too_thin_to_be_resized_is_one_sentence(run, folder, tmp_path):
+    size = dict(scale=[1333, 800], keep_ratio=True, antialias=False)
+    write(tmp_path / 'x.onnx', dict(classes=['cat'], test_size=size),
+          labels=np.zeros((120, 160), np.int64))
+    Image.new('RGB', (10000, 1)).save(tmp_path / 'x.png')
+    with pytest.raises(SystemExit, match='x.png .10000 x 1 pixels would become 1333 x 0'):
+        run('x.onnx', 'x.png')
+
+
 def test_segmenter(run, folder, tmp_path):
     found = run(folder / 'segmenter.onnx', folder / 'images/a.png')
     assert found == {'a.png.json': dict(shares=dict(cat=0.5, dog=0.5))}

@@ -11,6 +11,8 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mmrest.apis import read_config
+from mmrest.deploy import Smaller, smaller
 from tests.tools.conftest import ROOT, call
 
 BACKBONE = 'model.backbone.init_cfg.checkpoint=work_dirs/rest_lite_digits/iter_300.pth'
@@ -101,6 +103,16 @@ def top1(model, folder, kind):
     return 100 * np.mean(hits)
 
 
+def check_smaller(config, path, images):
+    """Half the bytes and a third, and on 50 pictures hardly another metric."""
+    onnx = pytest.importorskip('onnx')
+    proto = onnx.load(path)
+    for int8, most in (((), 0.55), (images, 0.33)):
+        make = Smaller(read_config(str(ROOT / 'configs' / config)), int8, limit=50)
+        assert make(proto).ByteSize() < most * proto.ByteSize()
+        print(make.sentence)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('config, metrics', [
     ('classification/rest_lite_digits.py', {'accuracy/top1': (top1, '', 0.05)}),
@@ -116,9 +128,9 @@ def test_metrics_of_exported_models(project, config, metrics, monkeypatch):
     name = config.split('/')[1][:-len('.py')]
     checkpoint = f'work_dirs/{name}/iter_{TRAININGS[config][0]}.pth'
     log = tool(project, 'test.py', f'configs/{config}', checkpoint)
-    images = sorted((project / 'data/digits/val').glob('*'))[:3]
+    images = sorted((project / 'data/digits/val').glob('*'))[:9]
     said = tool(project, 'deployment/export_onnx.py', f'configs/{config}', checkpoint,
-                f'{name}.onnx', '--images', *images)
+                f'{name}.onnx', '--images', *images[:3])
     assert ' in 5 pictures' in said or ' of 5 pictures' in said
     for metric, (measure, kind, tolerance) in metrics.items():
         wanted = float(re.findall(rf'{metric}: ([\d.]+)', log)[-1])
@@ -128,3 +140,6 @@ def test_metrics_of_exported_models(project, config, metrics, monkeypatch):
             print(json.dumps(dict(config=name, metric=metric, runtime=runtime, mm=wanted,
                                   found=found)))
             assert found == pytest.approx(wanted, abs=tolerance), runtime
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(smaller, 'FALL', 0.03)  # of few pictures, and a short training
+    check_smaller(config, f'{name}.onnx', list(map(str, images)))

@@ -119,7 +119,11 @@ def load(path: str, device: str = 'cpu') -> Model:
 
 def fit(image: Image.Image, size: dict) -> Image.Image:
     """Resize and crop a picture as the config's test pipeline does, see ``test_size`` in
-    :func:`mmrest.deploy.describe`."""
+    :func:`mmrest.deploy.describe`.
+
+    Raises:
+        OSError: It is so thin that nothing is left.
+    """
     w, h = image.size
     if 'edge' in size:
         factor = size['edge'] / min(w, h)
@@ -129,6 +133,8 @@ def fit(image: Image.Image, size: dict) -> Image.Image:
         w, h = int(w * factor + 0.5), int(h * factor + 0.5)
     elif 'scale' in size:
         w, h = size['scale']
+    if min(w, h) < 1:
+        raise OSError(f'{image.width} x {image.height} pixels would become {w} x {h}')
     interpolation = size.get('interpolation', 'bilinear')
     if (w, h) != image.size and size['antialias']:
         image = image.resize((w, h), RESAMPLE[interpolation])
