@@ -347,13 +347,13 @@ def test_tiles_are_images_of_their_own(detector, tool, mosaic, folder, monkeypat
     assert same == whole
 
 
-def test_images_that_tiles_cannot_be_of(detector, tool, files):
-    (_, result), = tool.infer(
-        detector, [str(files / 'floats.tif')], 1, 1, tool.tiled.Tiling(64))
-    assert isinstance(result, tuple)  # floats of 0 to 255
-    loaded = tool.Loaded('x', np.zeros((96, 128, 3), np.uint8), {}, False)
-    error = tool.predict_tiled(detector, loaded, tool.tiled.Tiling(64))
-    assert str(error) == '--tile takes 8 bits in three channels'
+def test_images_that_tiles_cannot_be_of(detector, tool, files, monkeypatch):
+    cfg = read_config(str(ROOT / CONFIGS['mmdet']))
+    cfg.test_dataloader.dataset.pipeline[0].color_type = 'unchanged'
+    monkeypatch.setattr(detector, 'pipeline', detector.inferencer._init_pipeline(cfg))
+    (_, error), = tool.infer(
+        detector, [str(files / '16_bits.png')], 1, 1, tool.tiled.Tiling(64))
+    assert isinstance(error, OSError) and str(error) == '--tile takes 8 bits in three channels'
 
 
 def test_wrong_input_is_one_sentence(folder, run, tmp_path):
