@@ -110,7 +110,6 @@ def test_a_segmenter_slides_where_there_is_no_mm(tmp_path, monkeypatch):
     run_onnx = importlib.import_module('run_onnx')
     cfg = config('semantic_fpn')
     cfg.model.test_cfg = dict(mode='slide', crop_size=(96, 128), stride=(64, 86))
-    cfg.test_dataloader.dataset.pipeline[1].update(scale=(170, 120), keep_ratio=False)
     torch.manual_seed(0)
     model = sharpen(build_model(cfg))
     path = tmp_path / 'slide.onnx'
@@ -121,7 +120,8 @@ def test_a_segmenter_slides_where_there_is_no_mm(tmp_path, monkeypatch):
     image = verify.pictures((1, 120, 170))
     found = run_onnx.slide(onnx_model.run, image.numpy(), [96, 128], [64, 86])
     sample, = verify.predict(model, image, SegDataSample)
-    assert_close(torch.from_numpy(found), sample.seg_logits.data, rtol=0, atol=1e-4)
+    wanted = sample.seg_logits.data
+    assert_close(torch.from_numpy(found), wanted, rtol=0, atol=1e-4 * wanted.abs().max())
     labels = onnx_model(Image.fromarray(image[0].permute(1, 2, 0).numpy()))['labels']
     assert (labels == sample.pred_sem_seg.data[0].numpy()).mean() > 0.9999
     assert labels.max() > 0
