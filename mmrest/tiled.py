@@ -126,9 +126,9 @@ def _group(found: Found, tiling: Tiling) -> List[List[int]]:
         return [[i] for i in combine.batched_nms(rows, 'IOS', 0.5)]
     there = np.flatnonzero(rows[:, 4] >= tiling.score_thr)
     join = dict(GREEDYNMM=combine.batched_greedy_nmm, NMM=combine.batched_nmm)[tiling.merge]
-    groups = [there[[first, *others]] for first, others in join(
+    joined = [there[[first, *others]] for first, others in join(
         rows[there], 'IOS', 0.5).items()]
-    groups = [group[np.argsort(-rows[group, 4], kind='stable')].tolist() for group in groups]
+    groups = [group[np.argsort(-rows[group, 4], kind='stable')].tolist() for group in joined]
     return sorted(groups, key=lambda group: -rows[group[0], 4])
 
 
