@@ -158,7 +158,7 @@ def read_pins(file, *lines):
 
 
 @pytest.mark.parametrize('stack, extras', [
-    ('onedl', 'onedl demo tools docs test'), ('openmmlab', 'openmmlab demo')])
+    ('onedl', 'onedl demo tools tiles docs test'), ('openmmlab', 'openmmlab demo')])
 def test_what_is_asked_for_is_pinned(stack, extras):
     from packaging.requirements import Requirement
     optional = PROJECT['optional-dependencies']

@@ -1,7 +1,9 @@
 """Classifiers, segmenters and backbones as plain modules that can be exported."""
 import copy
-from typing import Tuple
+from types import SimpleNamespace
+from typing import Any, Callable, List, Tuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,6 +56,11 @@ class OnnxModel(nn.Module):
     names: Tuple[str, ...] = ()
     probes: Tuple[str, ...] = ()
     metadata: dict = {}
+    more_sizes: Tuple[Tuple[int, int, int], ...] = ()  # to check beside verify.SIZES
+
+    def outputs(self, run: Callable[[dict], List[np.ndarray]], image: Tensor) -> List[Any]:
+        """What the file gives for images, for the check. ``run`` runs it."""
+        return run(dict(image=image.numpy()))
 
 
 class OnnxClassifier(OnnxModel):
@@ -96,6 +103,47 @@ class OnnxSegmenter(OnnxModel):
             self.model(image, mode='tensor'), size=image.shape[-2:], mode='bilinear',
             align_corners=self.model.align_corners)
         return logits[..., :H, :W].argmax(1)
+
+
+class SlidingSegmenter(OnnxModel):
+    """The same in mode 'slide': crops to logits (B, classes, h, w), of which mm takes the mean.
+
+    Raises:
+        UserError: The model has an option or a part that is not known.
+    """
+    names = ('logits', )
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        known.check(model)
+        known.check_slide(model)
+        (H, W), (h, w) = (map(int, model.test_cfg[name]) for name in ('crop_size', 'stride'))
+        self.metadata = dict(slide=dict(
+            crop_size=[H, W], stride=[h, w], align_corners=model.align_corners))
+        self.more_sizes = ((1, H + 1, W + w + 1), )  # 2 x 3 crops
+        self.preprocess = Preprocess(model.data_preprocessor)
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        return F.interpolate(
+            self.model(self.preprocess(image), mode='tensor'), size=image.shape[-2:],
+            mode='bilinear', align_corners=self.model.align_corners)
+
+    def outputs(self, run: Callable[[dict], List[np.ndarray]], image: Tensor) -> List[Any]:
+        """The class of each pixel: mm's own ``slide_inference``, with the file's logits."""
+        def logits(crop: Tensor, _) -> Tensor:
+            return torch.from_numpy(run(dict(image=crop.to(torch.uint8).numpy()))[0])
+
+        slider = SimpleNamespace(test_cfg=self.model.test_cfg, encode_decode=logits,
+                                 out_channels=self.model.out_channels)
+        mean = type(self.model).slide_inference(slider, image.float(), [{}])
+        return [mean.argmax(1).numpy()]
+
+
+def segmenter(model: nn.Module) -> OnnxModel:
+    """A segmenter in the mode of its ``test_cfg``."""
+    slides = (model.test_cfg or {}).get('mode') == 'slide'
+    return (SlidingSegmenter if slides else OnnxSegmenter)(model)
 
 
 class Backbone(OnnxModel):

@@ -2,6 +2,7 @@
 import importlib
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Optional, Sequence, Tuple, Union
 
@@ -15,14 +16,14 @@ from ..errors import MissingPackageError, UserError
 from ..files import write_whole
 from ..safe_reading import read_file
 from . import detectors, emsa_onnx, known, verify
-from .dense import Backbone, OnnxClassifier, OnnxModel, OnnxSegmenter, replace_constants
+from .dense import Backbone, OnnxClassifier, OnnxModel, replace_constants, segmenter
 from .smaller import Smaller
 from .verify_boxes import check_detections
 
 # What exports a model of mm, and what checks the result.
 FAMILIES = {
     'ImageClassifier': (OnnxClassifier, verify.check_logits),
-    'EncoderDecoder': (OnnxSegmenter, verify.check_label_maps),
+    'EncoderDecoder': (segmenter, verify.check_label_maps),
     **dict.fromkeys(('RetinaNet', 'FCOS', 'ATSS', 'GFL', 'RTMDet'),
                     (detectors.OneStage, check_detections)),
     **dict.fromkeys(('FasterRCNN', 'MaskRCNN', 'CascadeRCNN'),
@@ -49,8 +50,9 @@ def export(model: nn.Module,
             :func:`~mmrest.apis.build_model`. It is not changed.
         path (str | Path): The file.
         metadata (dict, optional): The file's metadata, see :func:`describe`. Of a classifier
-            the file also has ``activation``, ``softmax`` or ``sigmoid``, and of masks
-            ``mask_threshold``; of all, ``precision``.
+            the file also has ``activation``, ``softmax`` or ``sigmoid``, of masks
+            ``mask_threshold``, of a segmenter in mode 'slide' ``slide``; of all,
+            ``precision``.
         backbone (bool): Whether to export the model's ResT alone.
         images (Sequence[str]): Image files to check a detector on, which may find nothing in
             random pictures. A warning says so.
@@ -111,15 +113,15 @@ def picture(network: nn.Module, size: Tuple[int, int, int], files: Sequence[str]
     return (image - 128.) / 64. if isinstance(network, Backbone) else image
 
 
-def compare(content: bytes, model: nn.Module, network: nn.Module, check: Callable,
+def compare(content: bytes, model: nn.Module, network: OnnxModel, check: Callable,
             files: Sequence[str]) -> Dict[str, float]:
     """The largest differences from ``predict``, see :func:`export`."""
     import onnxruntime
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     result: Dict[str, float] = {}
-    for number, size in enumerate(verify.SIZES):
+    for number, size in enumerate((*verify.SIZES, *network.more_sizes)):
         image = picture(network, size, files, number)
-        outputs = session.run(None, dict(image=image.numpy()))
+        outputs = network.outputs(partial(session.run, None), image)
         try:
             errors = check(model, image, outputs)
         except UserError as error:

@@ -80,7 +80,7 @@ KNOWN: Dict[str, dict] = {
     'EncoderDecoder': {
         'data_preprocessor': ('SegDataPreProcessor', ), 'decode_head': SEGMENTATION_HEADS,
         'out_channels': at_least(2),
-        'test_cfg': dict(mode=only('whole'), crop_size=ANY, stride=ANY)},
+        'test_cfg': dict(mode=only('whole', 'slide'), crop_size=ANY, stride=ANY)},
     'SegDataPreProcessor': {'test_cfg': dict(size_divisor=ANY, size=only(None))},
     'RetinaNet': {**DENSE, 'bbox_head': ('RetinaHead', )},
     'FCOS': {**DENSE, 'bbox_head': ('FCOSHead', )},
@@ -101,6 +101,7 @@ KNOWN: Dict[str, dict] = {
 }
 
 SIZE = Rule('two numbers', lambda size: isinstance(size, (tuple, list)) and len(size) == 2)
+SLIDE = dict(mode=only('slide'), crop_size=SIZE, stride=SIZE)  # of EncoderDecoder.test_cfg
 RESIZE = dict(scale=ANY, backend=only('cv2', 'pillow'), clip_object_border=ANY,
               interpolation=only('bilinear', 'bicubic', 'nearest'))
 # By step of the test pipeline: its options. What loads and packs an image may have any.
@@ -130,6 +131,23 @@ def check(model: nn.Module) -> None:
             check_parts(module, name and f'{name}.')
         if kind.__module__.startswith('mmcv.ops') and kind.__name__ != 'RoIAlign':
             raise UserError(f'{name}: {kind.__name__} of mmcv.ops cannot be exported')
+
+
+def check_slide(model: nn.Module) -> None:
+    """Refuse what only mode 'slide' of a segmenter cannot have.
+
+    Raises:
+        UserError: It names the option, and its value.
+    """
+    check_options(model.test_cfg, SLIDE, 'test_cfg')
+    crop, stride = model.test_cfg['crop_size'], model.test_cfg['stride']
+    if not all(0 < s <= c for s, c in zip(stride, crop)):
+        raise UserError(f'test_cfg.stride={tuple(stride)} cannot be exported; known: 1 to '
+                        f'crop_size, {tuple(crop)}')
+    divisor = (model.data_preprocessor.test_cfg or {}).get('size_divisor')
+    if (divisor or 1) > 1:  # mm pads before it crops
+        raise UserError(f'data_preprocessor.test_cfg.size_divisor={divisor} cannot be exported '
+                        "with test_cfg.mode='slide'; known: none")
 
 
 def check_parts(module: nn.Module, path: str) -> None:

@@ -35,10 +35,12 @@ class Smaller:
         sentence (str): What came of the last call.
 
     Raises:
-        UserError: An image cannot be read, or ``Validation`` raises it.
+        UserError: An image cannot be read, the model slides, or ``Validation`` raises it.
     """
 
     def __init__(self, cfg: Config, int8: Sequence[str] = (), limit: Optional[int] = None):
+        if (cfg.model.get('test_cfg') or {}).get('mode') == 'slide':
+            raise UserError("model.test_cfg.mode='slide' has no smaller file, only 'whole'")
         self.validation, self.sentence = Validation(cfg, limit), ''
         number = min(len(int8), CALIBRATION)
         self.images = read(cfg, [int8[i * len(int8) // number] for i in range(number)])

@@ -198,12 +198,12 @@ def safe_init_cfg(init_cfg: InitCfg) -> InitCfg:
         return None
     if isinstance(init_cfg, dict):
         return _safe(init_cfg)
-    return sorted(map(_safe, init_cfg), key=lambda cfg: cfg['type'] == 'ResTWeights')
+    return sorted(map(_safe, init_cfg), key=lambda cfg: cfg.get('type') == 'ResTWeights')
 
 
 def _safe(cfg: dict) -> dict:
-    kind = cfg['type']
-    name = kind if isinstance(kind, str) else kind.__name__
+    kind = cfg.get('type')  # mm's test_robustness.py sets None, which initialises nothing
+    name = getattr(kind, '__name__', str(kind))
     if name.rpartition('.')[2] in ('Pretrained', 'PretrainedInit'):  # of any scope
         return dict(cfg, type='ResTWeights')
     return cfg

@@ -1,7 +1,10 @@
 """The export classes of classifiers and segmenters, and what is replaced for the exporter."""
+from functools import partial
+
 import pytest
 import torch
 from mmdet.models import DetDataPreprocessor
+from mmengine.config import ConfigDict
 from mmpretrain.models import ClsDataPreprocessor
 from mmseg.models import SegDataPreProcessor
 from mmseg.models.utils import Upsample
@@ -11,6 +14,7 @@ from torch.testing import assert_close
 
 from mmrest.deploy import dense, verify
 from mmrest.deploy.export import FAMILIES
+from mmrest.errors import UserError
 
 from .models import build
 
@@ -66,6 +70,34 @@ def test_padding_of_a_segmenter_is_cut_off():
         labels = dense.OnnxSegmenter(model)(images)
     assert labels.shape == (2, 75, 130)
     assert verify.check_label_maps(model, images, [labels.numpy()])['pixels wrong'] == 0
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+def test_slides_are_compared_on_pictures_larger_than_the_crop(align_corners):
+    model = build('semantic_fpn')
+    model.align_corners = model.decode_head.align_corners = align_corners
+    model.test_cfg = ConfigDict(mode='slide', crop_size=(64, 96), stride=(40, 56))
+    wrapper, check = FAMILIES['EncoderDecoder']
+    network = wrapper(dense.replace_constants(model)).eval()
+    assert network.metadata == dict(slide=dict(
+        crop_size=[64, 96], stride=[40, 56], align_corners=align_corners))
+    sizes = []
+
+    def run(inputs, sign=1):
+        sizes.append(inputs['image'].shape[2:])
+        with torch.no_grad():
+            logits = network(torch.from_numpy(inputs['image'])).numpy()
+        logits[..., :20] *= sign
+        return [logits]
+
+    for shape in (*network.more_sizes, (2, 50, 130)):
+        images = verify.pictures(shape)
+        labels = network.outputs(run, images)
+        assert check(model, images, labels)['pixels wrong'] <= 1e-4
+        with pytest.raises(UserError, match='labels: .* off'):
+            check(model, images, network.outputs(partial(run, sign=-1), images))
+    assert set(sizes) == {(64, 96), (50, 96)}  # and 6 crops of the picture for the check
+    assert network.more_sizes == ((1, 65, 153), ) and len(sizes) == 2 * (6 + 2)
 
 
 @pytest.mark.parametrize('bins', [1, 2, 3, 6, (2, 3)])

@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
+from mmseg.structures import SegDataSample
+from PIL import Image
 from torch.testing import assert_close
 
 from mmrest import ResT, ResTV2
-from mmrest.apis import read_config
+from mmrest.apis import build_model, read_config
 from mmrest.deploy import describe, export, verify
 from mmrest.deploy.export import FAMILIES as CHECKS
 from mmrest.errors import MissingPackageError, UserError
@@ -102,6 +104,30 @@ def test_the_interface(exported):
     assert b'mmrest' not in content and b'site-packages' not in content
     # The model itself is not changed.
     assert {m.backend for m in model.modules() if isinstance(m, EMSA)} == {'auto'}
+
+
+@pytest.mark.slow
+def test_a_segmenter_slides_where_there_is_no_mm(tmp_path, monkeypatch):
+    """The file, run by run_onnx.py on a picture of 2 x 3 crops: mm's logits and classes."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools/deployment'))
+    run_onnx = importlib.import_module('run_onnx')
+    cfg = config('semantic_fpn')
+    cfg.model.test_cfg = dict(mode='slide', crop_size=(96, 128), stride=(64, 86))
+    torch.manual_seed(0)
+    model = sharpen(build_model(cfg))
+    path = tmp_path / 'slide.onnx'
+    errors = export(model, path, describe(cfg))
+    assert errors['pictures'] == 6 and errors['pixels wrong'] <= 1e-4
+    onnx_model = run_onnx.load(str(path))
+    assert onnx_model.slide == dict(crop_size=[96, 128], stride=[64, 86], align_corners=False)
+    image = verify.pictures((1, 120, 170))
+    found = run_onnx.slide(onnx_model.run, image.numpy(), [96, 128], [64, 86])
+    sample, = verify.predict(model, image, SegDataSample)
+    wanted = sample.seg_logits.data
+    assert_close(torch.from_numpy(found), wanted, rtol=0, atol=1e-4 * wanted.abs().max())
+    labels = onnx_model(Image.fromarray(image[0].permute(1, 2, 0).numpy()))['labels']
+    assert (labels == sample.pred_sem_seg.data[0].numpy()).mean() > 0.9999
+    assert labels.max() > 0
 
 
 @pytest.mark.parametrize('mutate', MUTATIONS)

@@ -53,7 +53,7 @@ def bare(name):
     ('mask_rcnn', 'test_cfg.rcnn.max_per_img', -1, 'test_cfg.rcnn.max_per_img=-1 cannot be'),
     ('mask_rcnn', 'test_cfg.rcnn.mask_thr_binary', -1, 'mask_thr_binary=-1 cannot be'),
     ('mask_rcnn', 'roi_head.bbox_head.with_reg', False, 'bbox_head.with_reg=False cannot be'),
-    ('semantic_fpn', 'test_cfg.mode', 'slide', "mode='slide' cannot be exported"),
+    ('semantic_fpn', 'test_cfg.mode', 'tile', "mode='tile' cannot be exported"),
     ('semantic_fpn', 'out_channels', 1, 'out_channels=1 cannot be exported; known: 2 or more'),
     ('semantic_fpn', 'data_preprocessor.test_cfg', dict(size=(64, 64)), r'size=\(64, 64\) can'),
     ('classifier', 'head', None, 'head.type=None cannot be exported, only ClsHead, Linear'),
@@ -66,6 +66,23 @@ def test_options_that_change_the_prediction(family, place, value, words, no_trac
     for name in path:
         parent = getattr(parent, name)
     setattr(parent, last, value)
+    with pytest.raises(UserError, match=words):
+        export(model, tmp_path / 'x.onnx')
+
+
+@pytest.mark.parametrize('option, value, words', [
+    ('crop_size', 64, 'test_cfg.crop_size=64 cannot be exported; known: two numbers'),
+    ('stride', None, 'test_cfg.stride=None cannot be exported; known: two numbers'),
+    ('stride', (9, 70), r'test_cfg.stride=\(9, 70\) cannot .*: 1 to crop_size, \(64, 64\)'),
+    ('divisor', 32, "size_divisor=32 cannot be exported with test_cfg.mode='slide'"),
+])
+def test_options_of_slides(option, value, words, no_trace, tmp_path):
+    model = build('semantic_fpn')
+    model.test_cfg = ConfigDict(mode='slide', crop_size=(64, 64), stride=(32, 48))
+    if option == 'divisor':
+        model.data_preprocessor.test_cfg = dict(size_divisor=value)
+    else:
+        model.test_cfg[option] = value
     with pytest.raises(UserError, match=words):
         export(model, tmp_path / 'x.onnx')
 

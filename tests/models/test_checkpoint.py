@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from mmrest import ResT, ResTV2
 from mmrest.models import ResTAblation
-from mmrest.models.checkpoint import load_weights
+from mmrest.models.checkpoint import load_weights, safe_init_cfg
 from mmrest.safe_reading import read_state_dict
 
 from .. import golden
@@ -159,6 +159,14 @@ def test_init_weights_a_second_time_leaves_trained_weights_alone(tmp_path):
     model.stem.conv1.weight.data.fill_(7)
     model.init_weights()
     assert (model.stem.conv1.weight == 7).all()
+
+
+def test_a_type_of_none_is_left_alone():
+    """MMDetection's test_robustness.py writes it into the config."""
+    cfg = dict(type=None, checkpoint='none.pth')
+    assert ResT(ARCH, init_cfg=cfg).init_cfg == cfg
+    assert safe_init_cfg([dict(type='Pretrained', checkpoint='x.pth'), cfg]) == [
+        cfg, dict(type='ResTWeights', checkpoint='x.pth')]
 
 
 def test_other_init_cfg_entries_are_applied_before(tmp_path):

@@ -62,7 +62,8 @@ def test_voc_by_its_lists(tmp_path):
         annotations=[
             dict(category_id=1, bbox=[8, 10, 24, 30], area=720, iscrowd=0, id=1, image_id=1),
             dict(category_id=2, bbox=[50, 10, 24, 30], area=720, iscrowd=0, id=2, image_id=1)],
-        categories=[dict(id=1, name='cat'), dict(id=2, name='dog')])
+        categories=[dict(id=1, name='cat', supercategory='none'),
+                    dict(id=2, name='dog', supercategory='none')])
     assert {path.suffix for path in (tmp_path / 'deep').rglob('*.*')} == {'.json'}
     split, = read('boxes', tmp_path / 'deep/out/train.json')  # finds the photographs there
     assert split.findings == [] and len(split.sizes) == 2

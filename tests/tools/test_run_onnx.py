@@ -15,7 +15,10 @@ import pytest
 import torch
 from mmdet.datasets.transforms import Pad
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+from mmengine.config import ConfigDict
 from mmpretrain.datasets.transforms import CenterCrop, ResizeEdge
+from mmseg.models import EncoderDecoder
+from mmseg.structures import SegDataSample
 from PIL import Image
 from pycocotools import mask as mask_utils
 
@@ -333,6 +336,35 @@ def test_resized_as_mmpretrain_does_it(tool, hw):
     found = tool.fit(Image.fromarray(image), dict(
         edge=256, crop=[224, 224], interpolation='bicubic', antialias=True))
     np.testing.assert_array_equal(np.asarray(found), data['img'])
+
+
+@pytest.mark.parametrize('H, W, h, w', [
+    (75, 130, 75, 130), (65, 153, 200, 90), (50, 96, 31, 177), (50, 60, 50, 61)])
+def test_slides_as_mmseg_does_it(tool, H, W, h, w):
+    """Logits, and the classes of pixels in a picture (h, w) that was resized to (H, W)."""
+    options = dict(crop_size=(64, 96), stride=(40, 56))
+    weight = torch.randn(5, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+
+    def logits(crop, *_):  # what is at an edge of a crop differs
+        return torch.nn.functional.conv2d(crop / 255, weight, padding=(3, 4))
+
+    model = EncoderDecoder.__new__(EncoderDecoder)
+    torch.nn.Module.__init__(model)
+    model.test_cfg, model.out_channels = ConfigDict(mode='slide', **options), 5
+    model.encode_decode = logits
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, H, W), np.uint8)
+    wanted = model.slide_inference(torch.from_numpy(image).float(), [{}])
+    found = tool.slide(
+        lambda crop: dict(logits=logits(torch.from_numpy(crop).float()).numpy()),
+        image, **options)
+    torch.testing.assert_close(torch.from_numpy(found), wanted[0], rtol=0, atol=1e-4)
+    for model.align_corners in (False, True):
+        sample, = model.postprocess_result(
+            wanted, [SegDataSample(metainfo=dict(ori_shape=(h, w)))])
+        labels = tool.best_classes(found, h, w, model.align_corners)
+        same = labels == sample.pred_sem_seg.data[0].numpy()
+        best, second = sample.seg_logits.data.topk(2, 0).values.numpy()
+        assert same[best - second > 1e-4].all() and len(np.unique(labels)) > 2
 
 
 SCENE = cv2.GaussianBlur(

@@ -136,7 +136,7 @@ def write_detection(out: Path, name: str, split: Split, num_images: int) -> None
                     area=float(mask_utils.area(rle)),
                     iscrowd=0,
                     segmentation=dict(rle, counts=rle['counts'].decode())))
-    categories = [dict(id=d + 1, name=str(d)) for d in range(10)]
+    categories = [dict(id=d + 1, name=str(d), supercategory='none') for d in range(10)]
     path = out / 'annotations' / f'instances_{name}.json'
     path.parent.mkdir(exist_ok=True)
     path.write_text(

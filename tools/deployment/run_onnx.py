@@ -47,10 +47,12 @@ class Model:
                  metadata: Dict[str, str]):
         self.run = run
         metadata = {name: json.loads(value) for name, value in metadata.items()
-                    if name in ('classes', 'test_size', 'activation', 'mask_threshold')}
+                    if name in ('classes', 'test_size', 'activation', 'mask_threshold',
+                                'slide')}
         self.classes, self.size = metadata['classes'], metadata['test_size']
         self.activation = metadata.get('activation')
         self.mask_threshold = metadata.get('mask_threshold')
+        self.slide = metadata.get('slide')
 
     def __call__(self, image: Image.Image) -> dict:
         """What is found in an RGB picture, for JSON.
@@ -62,7 +64,13 @@ class Model:
             ``pred_score`` and ``pred_class``.
         """
         resized = fit(image, self.size)
-        found = self.run(np.asarray(pad(resized, self.size)).transpose(2, 0, 1)[None])
+        pixels = np.asarray(pad(resized, self.size)).transpose(2, 0, 1)[None]
+        if self.slide:
+            logits = slide(self.run, pixels, self.slide['crop_size'], self.slide['stride'])
+            labels = best_classes(
+                logits, image.height, image.width, self.slide['align_corners'])
+            return dict(labels=self.small(labels))
+        found = self.run(pixels)
         found = {name: output[0] for name, output in found.items()}
         if 'logits' in found:
             scores = ACTIVATIONS[self.activation](found['logits'])
@@ -70,9 +78,9 @@ class Model:
             return dict(pred_scores=scores.tolist(), pred_label=best,
                         pred_score=float(scores[best]), pred_class=self.name(best))
         if 'boxes' not in found:
-            labels = found['labels'].astype(np.uint8 if len(self.classes) <= 256 else np.uint16)
+            labels = Image.fromarray(self.small(found['labels']))
             return dict(labels=np.asarray(
-                Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST)))
+                labels.resize(image.size, Image.Resampling.NEAREST)))
         there = found['labels'] >= 0
         found = {name: output[there] for name, output in found.items()}
         scale = np.divide(resized.size, image.size).astype(np.float32)
@@ -85,6 +93,9 @@ class Model:
                 run_lengths(paste(mask, box, image.height, image.width, self.mask_threshold))
                 for mask, box in zip(found['masks'], boxes)]
         return result
+
+    def small(self, labels: np.ndarray) -> np.ndarray:
+        return labels.astype(np.uint8 if len(self.classes) <= 256 else np.uint16)
 
     def name(self, label: int) -> str:
         return self.classes[label] if self.classes else str(label)
@@ -196,6 +207,70 @@ def neighbours(old: int, new: int, clip: bool) -> Tuple[np.ndarray, np.ndarray]:
         part[(low < 0) | (low >= old - 1)] = 0
     weights = np.rint(np.stack([1 - part, part]) * 2048).astype(np.int32)
     return np.clip([low, low + 1], 0, old - 1).astype(int), weights
+
+
+def slide(run: Callable[[np.ndarray], Dict[str, np.ndarray]], image: np.ndarray,
+          crop_size: Sequence[int], stride: Sequence[int]) -> np.ndarray:
+    """The mean of the logits of overlapping crops, as mmseg's ``slide_inference`` takes it.
+
+    Args:
+        run (Callable): Takes crops (1, 3, h, w), and returns their ``logits``, (1, C, h, w).
+        image (np.ndarray): (1, 3, H, W).
+        crop_size (Sequence[int]): Height and width of the crops, or H and W if that is less.
+        stride (Sequence[int]): The rows and the columns from one crop to the next. The last
+            ones are moved back to the edge.
+
+    Returns:
+        np.ndarray: (C, H, W), float32.
+    """
+    H, W = image.shape[-2:]
+    total, counts = None, np.zeros((H, W), np.float32)
+    for y in starts(H, crop_size[0], stride[0]):
+        for x in starts(W, crop_size[1], stride[1]):
+            at = np.s_[y:y + crop_size[0], x:x + crop_size[1]]
+            logits = run(image[(..., *at)])['logits'][0]
+            if total is None:
+                total = np.zeros((len(logits), H, W), np.float32)
+            total[(slice(None), *at)] += logits
+            counts[at] += 1
+    total /= counts
+    return total
+
+
+def starts(side: int, crop: int, stride: int) -> Iterator[int]:
+    """Where the crops of a side begin."""
+    for i in range(max(side - crop + stride - 1, 0) // stride + 1):
+        yield max(min(i * stride, side - crop), 0)
+
+
+def best_classes(logits: np.ndarray, height: int, width: int,
+                 align_corners: bool) -> np.ndarray:
+    """Logits (C, H, W) -> the best class of each pixel (height, width), int64.
+
+    They are resized by linear interpolation, as PyTorch does it, one class after the other.
+    """
+    at, weights = zip(*(linear(old, new, align_corners) for old, new in zip(
+        logits.shape[1:], (height, width))))
+    labels = np.zeros((height, width), int)
+    best = np.full((height, width), -np.inf, np.float32)
+    for label, one in enumerate(logits):
+        rows = sum(one[i] * weight[:, None] for i, weight in zip(at[0], weights[0]))
+        resized = sum(rows[:, i] * weight for i, weight in zip(at[1], weights[1]))
+        better = resized > best
+        labels[better] = label
+        best[better] = resized[better]
+    return labels
+
+
+def linear(old: int, new: int, align_corners: bool) -> Tuple[np.ndarray, np.ndarray]:
+    """The two pixels of ``old`` for each of ``new``, and their weights: (2, new)."""
+    if align_corners:
+        at = np.arange(new) * ((old - 1) / max(new - 1, 1))
+    else:
+        at = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0)
+    low = np.minimum(at.astype(int), old - 1)
+    part = (at - low).astype(np.float32)
+    return np.stack([low, np.minimum(low + 1, old - 1)]), np.stack([1 - part, part])
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

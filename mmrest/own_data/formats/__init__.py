@@ -71,7 +71,8 @@ def _write(path: Path, photos: Sequence[Photo], part: str, categories: List[dict
                 for i, thing in enumerate(photo.things, len(annotations) + 1)]
     if not images:
         return ''
-    content = dict(images=images, annotations=annotations, categories=categories)
+    content = dict(images=images, annotations=annotations, categories=[
+        dict(category, supercategory='none') for category in categories])  # mm's scripts ask
     return write_coco(path, content)
 
 
