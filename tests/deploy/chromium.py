@@ -28,8 +28,8 @@ class Chromium:
              f'--user-data-dir={profile}'], pass_fds=(reads, writes), stderr=subprocess.DEVNULL)
         for fd in (reads, writes, pipes[0][0], pipes[1][1]):
             os.close(fd)
-        self.to, self.back = os.fdopen(pipes[0][1], 'wb', 0), os.fdopen(pipes[1][0], 'rb')
-        self.session, self.count = {}, 0
+        self.to, self.back = os.fdopen(pipes[0][1], 'wb', 0), os.fdopen(pipes[1][0], 'rb', 0)
+        self.session, self.count, self.buffer = {}, 0, b''
         target = self.call('Target.createTarget', url='about:blank')['targetId']
         self.session = dict(sessionId=self.call(
             'Target.attachToTarget', targetId=target, flatten=True)['sessionId'])
@@ -55,11 +55,12 @@ class Chromium:
                 return answer['result']
 
     def read(self) -> bytes:
-        parts = []
-        while not parts or parts[-1] != b'\0':
-            parts.append(self.back.read(1))
-            assert parts[-1], 'Chromium ended'
-        return b''.join(parts[:-1])
+        while b'\0' not in self.buffer:
+            part = os.read(self.back.fileno(), 2**20)
+            assert part, 'Chromium ended'
+            self.buffer += part
+        message, _, self.buffer = self.buffer.partition(b'\0')
+        return message
 
     def evaluate(self, expression: str):
         """The value of an expression, or of its promise, in the page."""

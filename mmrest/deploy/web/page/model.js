@@ -70,12 +70,14 @@ function nearestOpenCV(plane, from, to) {
   return pick(plane, from, to, (size, n) => Array.from({length: n}, (_, i) => at(i, size, n)));
 }
 
-export function nearestPillow(plane, from, to) {
+// Pillow adds up the steps between bytes, and multiplies them between larger numbers.
+function nearestPillow(plane, from, to) {
   return pick(plane, from, to, (size, n) => {
-    let at = size / n * 0.5;  // added up, as Pillow does
-    return Array.from({length: n}, () => {
-      const index = Math.trunc(at);
-      at += size / n;
+    const step = size / n;
+    let at = step * 0.5;
+    return Array.from({length: n}, (_, i) => {
+      const index = Math.trunc(plane instanceof Uint8Array ? at : (i + 0.5) * step);
+      at += step;
       return index;
     });
   });
@@ -183,7 +185,8 @@ export function interpret(outputs, settings, resized, {width, height}) {
   if (logits) return {scores: activate(Array.from(logits.data), settings.activation)};
   if (!boxes) {
     const [h, w] = labels.dims.slice(1);
-    const small = Uint16Array.from(labels.data, Number);
+    const Numbers = settings.classes.length <= 256 ? Uint8Array : Uint16Array;
+    const small = Numbers.from(labels.data, Number);
     return {map: nearestPillow(small, [w, h], [width, height])};
   }
   const scale = [resized.width / width, resized.height / height].map(Math.fround);

@@ -219,7 +219,9 @@ function draw(card) {
   if (card.result.map) drawMap(card.result, pixels);
   else drawMasks(card, pixels, scale);
   pen.putImageData(pixels, 0, 0);
-  if (card.shown) drawBoxes(card, pen, scale);
+  if (!card.shown) return;
+  drawBoxes(card, pen, scale);
+  drawLabels(card, pen, scale);
 }
 
 function drawMap({map, width, height}, pixels) {
@@ -249,22 +251,30 @@ function drawMasks({shown, lit}, pixels, scale) {
   }
 }
 
-function drawBoxes(card, pen, scale) {
-  const unit = devicePixelRatio, taken = card.labels = [];
-  Object.assign(pen, {font: `600 ${13 * unit}px system-ui, sans-serif`, lineWidth: 2 * unit,
-                      textBaseline: 'middle'});
-  for (const one of card.shown) {
-    const [x1, y1, x2, y2] = one.box.map(x => x * scale), rgb = color(one.label);
-    pen.globalAlpha = card.lit && card.lit !== one ? 0.25 : 1;
-    pen.strokeStyle = pen.fillStyle = css(rgb);
+function drawBoxes({shown, lit}, pen, scale) {
+  pen.lineWidth = 2 * devicePixelRatio;
+  for (const one of shown) {
+    const [x1, y1, x2, y2] = one.box.map(x => x * scale);
+    pen.globalAlpha = lit && lit !== one ? 0.25 : 1;
+    pen.strokeStyle = css(color(one.label));
     pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
+  }
+}
+
+function drawLabels(card, pen, scale) {
+  const unit = devicePixelRatio, taken = card.labels = [];
+  Object.assign(pen, {font: `600 ${13 * unit}px system-ui, sans-serif`, textBaseline: 'middle'});
+  for (const one of card.shown) {
     const text = `${nameOf(one.label)} ${percent(one.score)}`;
     const size = [pen.measureText(text).width + 8 * unit, 18 * unit];
-    const place = findPlace([x1, y1, x2, y2], size, pen.canvas, taken);
+    const place = findPlace(one.box.map(x => x * scale), size, pen.canvas, taken);
     if (!place) continue;  // the list beside the picture has it
     taken.push(place);
+    const [red, green, blue] = color(one.label);
+    pen.globalAlpha = card.lit && card.lit !== one ? 0.25 : 1;
+    pen.fillStyle = css([red, green, blue]);
     pen.fillRect(...place);
-    pen.fillStyle = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 120 ? 'black' : 'white';
+    pen.fillStyle = 0.299 * red + 0.587 * green + 0.114 * blue > 120 ? 'black' : 'white';
     pen.fillText(text, place[0] + 4 * unit, place[1] + place[3] / 2);
   }
 }
