@@ -22,7 +22,8 @@ class Chromium:
     def __init__(self, program: str, profile: Path):
         pipes = [os.pipe(), os.pipe()]
         # Chromium reads from 3 and writes to 4, which may be taken here.
-        reads, writes = (fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (pipes[0][0], pipes[1][1]))
+        reads, writes = (fcntl.fcntl(fd, fcntl.F_DUPFD, 10)
+                         for fd in (pipes[0][0], pipes[1][1]))
         self.process = subprocess.Popen(
             ['bash', '-c', f'exec "$@" 3<&{reads} 4>&{writes}', 'bash', program, *FLAGS,
              f'--user-data-dir={profile}'], pass_fds=(reads, writes), stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""The page: its folder, its server, and what it finds in headless Chromium beside run_onnx.py."""
+"""The page: its folder, its server, and in headless Chromium, what it finds."""
 import base64
 import importlib
 import json
@@ -7,7 +7,6 @@ import socket
 import threading
 import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -299,7 +298,8 @@ def compare(chromium, run_onnx, model, folder, pictures):
         chromium.wait(DONE.format(len(pictures)))
         assert chromium.evaluate('crossOriginIsolated')
         found = chromium.evaluate(RESULTS)
-        addresses = chromium.evaluate('performance.getEntriesByType("resource").map(x => x.name)')
+        addresses = chromium.evaluate(
+            'performance.getEntriesByType("resource").map(entry => entry.name)')
         assert all(one.startswith((address, 'blob:', 'data:')) for one in addresses)
     native = run_onnx.load(str(model))
     for path in pictures:
@@ -358,8 +358,9 @@ def test_pictures_get_the_size_that_run_onnx_gives_them(chromium, run_onnx):
                 text = base64.b64encode(pixels.tobytes()).decode()
                 *got, planes = chromium.evaluate(f"""import('./model.js').then(model => {{
                     const data = Uint8Array.from(atob('{text}'), c => c.charCodeAt(0));
-                    const size = {json.dumps(size)}, picture = {{width: {w}, height: {h}, data}};
-                    const image = model.pad(model.fit(model.toPlanes(picture), size), size);
+                    const size = {json.dumps(size)};
+                    const picture = model.toPlanes({{width: {w}, height: {h}, data}});
+                    const image = model.pad(model.fit(picture, size), size);
                     return [image.width, image.height, image.planes.map(plane => [...plane])];
                 }})""")
                 image = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
@@ -374,12 +375,13 @@ def crowd(n=40):
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 30, (n, 2))
     boxes = np.hstack([low, low + rng.uniform(5, 18, (n, 2))]).round(2)
-    boxes, scores = (', '.join(map(str, x.ravel())) for x in (boxes, np.arange(n, 0, -1) / n))
+    boxes, scores, labels = (', '.join(map(str, x.ravel())) for x in (
+        boxes, np.arange(n, 0, -1) / n, np.arange(n) % 3))
     return f'''(uint8[N,3,H,W] image) => (float[N,n,4] boxes, float[N,n] scores,
                                            int64[N,n] labels) {{
         boxes = Constant<value = float[1,{n},4] {{{boxes}}}>()
         scores = Constant<value = float[1,{n}] {{{scores}}}>()
-        labels = Constant<value = int64[1,{n}] {{{', '.join('012'[i % 3] for i in range(n))}}}>()
+        labels = Constant<value = int64[1,{n}] {{{labels}}}>()
     }}'''
 
 
@@ -431,6 +433,7 @@ def test_what_cannot_be_loaded_is_a_sentence(chromium, tmp_path):
     with serve(tmp_path / 'page') as address:
         for words in ('Can', 'model.onnx is not beside this page (404).'):
             chromium.open(address)
-            chromium.wait(f"$('status').innerText.startsWith('The model cannot be loaded: {words}')")
+            chromium.wait("$('status').innerText.startsWith("
+                          f"'The model cannot be loaded: {words}')")
             assert chromium.evaluate("$('files').disabled && $('progress').hidden")
             (tmp_path / 'page/model.onnx').unlink(missing_ok=True)
