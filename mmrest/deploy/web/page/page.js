@@ -81,7 +81,7 @@ function offer(name) {
 function fail(reason) {
   $('progress').hidden = true;
   $('files').disabled = true;
-  say(`The model cannot be loaded: ${reason}. If a reload does not help, write the folder `
+  say(`The model cannot be loaded: ${reason.replace(/[.\s]+$/, '')}. If a reload does not help, write the folder `
       + 'again with web.py.', true);
 }
 
@@ -186,7 +186,7 @@ function ofMap(card) {
     const part = count / card.result.map.length;
     return part < 0.01 ? '< 1%' : percent(part);
   };
-  card.summary = ranked.slice(0, 3).map(([label, n]) => `${nameOf(label)} ${share(n)}`)
+  card.summary = ranked.slice(0, 3).map(([label, n]) => `${nameOf(label)}: ${share(n)}`)
     .join(', ');
   return ranked.map(([label, count]) => item(label, share(count), mapColor(label)));
 }
@@ -263,7 +263,8 @@ function drawBoxes({shown, lit}, pen, scale) {
 
 function drawLabels(card, pen, scale) {
   const unit = devicePixelRatio, taken = card.labels = [];
-  Object.assign(pen, {font: `600 ${13 * unit}px system-ui, sans-serif`, textBaseline: 'middle'});
+  pen.font = `600 ${13 * unit}px system-ui, sans-serif`;
+  pen.textBaseline = 'middle';
   for (const one of card.shown) {
     const text = `${nameOf(one.label)} ${percent(one.score)}`;
     const size = [pen.measureText(text).width + 8 * unit, 18 * unit];
