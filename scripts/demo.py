@@ -269,7 +269,9 @@ curves       {curves}
 pictures     {pictures}/ ({NUM_PICTURES}; left: truth, right: prediction)
              {DEMO}/onnx/pictures/ (by ONNX Runtime)
 its errors   {page} (open it in a browser)
-The same AP again: python tools/test.py {DETECTOR} {detector}''')
+The same AP again: python tools/test.py {DETECTOR} {detector}
+In your browser:   python tools/deployment/web.py {DEMO}/{DETECTOR.stem}.onnx \\
+                       --out {DEMO}/page --examples {DATA}/val/00000?.jpg --serve''')
 
 
 if __name__ == '__main__':

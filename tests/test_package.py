@@ -67,7 +67,8 @@ def test_a_wheel_from_the_sdist_has_what_mim_looks_for(wheel):
             for path in (ROOT / folder).rglob('*')
             if path.is_file() and '__pycache__' not in path.parts}
     assert got == want | {'model-index.yml'}
-    assert {'mmrest/models/rest.py', 'mmrest/py.typed'} <= set(names)
+    assert {'mmrest/models/rest.py', 'mmrest/py.typed', 'mmrest/deploy/web/page/index.html',
+            'mmrest/deploy/web/page/worker.js'} <= set(names)
     assert not any(word in name for name in names for word in ('tests', 'scripts', 'demo'))
 
 
