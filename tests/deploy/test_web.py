@@ -106,7 +106,7 @@ def cached(no_npm):
 
 NPM = f'''#!/bin/sh
 PATH=/usr/bin:/bin
-[ "$*" = "pack onnxruntime-web@{runtime.VERSION} --silent" ] || exit 2
+[ "$*" = "pack onnxruntime-web@{runtime.VERSION} --loglevel=error" ] || exit 2
 mkdir -p package/dist
 for name in {" ".join(runtime.FILES)} others; do echo "$name" >package/dist/$name; done
 tar czf onnxruntime-web.tgz package
