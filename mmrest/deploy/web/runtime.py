@@ -49,11 +49,11 @@ def pack(folder: str) -> None:
     npm = shutil.which('npm')
     if npm is None:
         raise UserError(f'npm is not installed, {by_hand()}')
-    done = subprocess.run([npm, 'pack', f'onnxruntime-web@{VERSION}', '--silent'], cwd=folder,
-                          text=True, capture_output=True)
+    command = [npm, 'pack', f'onnxruntime-web@{VERSION}', '--loglevel=error']
+    done = subprocess.run(command, cwd=folder, text=True, capture_output=True)
     if done.returncode:
-        reason = (done.stderr or done.stdout).strip().splitlines()[:1]
-        raise UserError(f'npm failed ({" ".join(reason)}), {by_hand()}')
+        reason = ' '.join(done.stderr.replace('npm error ', '').splitlines()[:3])
+        raise UserError(f'npm failed ({reason}), {by_hand()}')
 
 
 def by_hand() -> str:
