@@ -99,7 +99,7 @@ def classes(one: dict) -> str:
     recalls = np.linspace(0, 1, detection.STEPS)
     rows = []
     for row in one['classes']:
-        best = row['best'] or dict.fromkeys(('f1', 'score', 'precision', 'recall'))
+        best: dict = row['best'] or dict.fromkeys(('f1', 'score', 'precision', 'recall'))
         dot = (best['recall'], best['precision']) if row['best'] else None
         shown = curve(list(zip(recalls, row['curve'])), dot) if row['curve'] else None
         rows.append((row['name'], row['objects'], *(row[name] for name in one['ap']),

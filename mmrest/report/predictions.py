@@ -27,7 +27,7 @@ class EachSample(BaseMetric):
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
             self.take(sample)
-        self.results = [None] * (len(self.results) + len(data_samples))
+        self.results: list = [None] * (len(self.results) + len(data_samples))
 
     def compute_metrics(self, results: list) -> dict:
         return {}

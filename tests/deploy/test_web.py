@@ -154,6 +154,8 @@ BACKBONE = '(uint8[N,3,H,W] image) => (uint8[N,3,H,W] stage1) { stage1 = Identit
 
 @pytest.mark.parametrize('kind, changes, words', [
     ('detector', dict(graph=BACKBONE), 'gives stage1, which .*without --part backbone'),
+    ('detector', dict(precision='int8'), 'is int8, with which'),
+    ('classifier', dict(slide=dict(crop_size=[8, 8])), 'slides over an image'),
     ('classifier', dict(activation=None), 'has no `activation` in its metadata: write it'),
     ('segmenter', dict(test_size=dict(SIZE, interpolation='bicubic')),
      "cannot resize with interpolation='bicubic' and antialias=False, only with bilinear, nea"),

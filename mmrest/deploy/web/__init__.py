@@ -85,6 +85,12 @@ def describe_page(model: Path) -> dict:
         raise UserError(f"model='{model}' gives {', '.join(names)}, which the page cannot "
                         'show: export a whole model, without --part backbone')
     metadata = {prop.key: prop.value for prop in proto.metadata_props}
+    if 'slide' in metadata:
+        raise UserError(f"model='{model}' slides over an image, which the page cannot do: "
+                        "export it with test_cfg.mode='whole'")
+    if metadata.get('precision') == '"int8"':
+        raise UserError(f"model='{model}' is int8, with which ONNX Runtime in a browser finds "
+                        'other objects: take float32 or --half')
     for key in KINDS[kind]:
         if key not in metadata:
             raise UserError(f"model='{model}' has no `{key}` in its metadata: write it again "
