@@ -56,13 +56,23 @@ class ReportHook(Hook):
     def after_train(self, runner) -> None:
         known = runner.message_hub.runtime_info
         best = [path for key, path in known.items() if key.startswith('best_ckpt')]
-        for path in best:
-            runner.logger.info(f'Best checkpoint: {path}')
-            runner.logger.info(f'Its figures: {_figures(path)}')
-            runner.logger.info(f'Test it: {shlex.join([*self.test, path])}')
-        if not best and 'last_ckpt' in known:
+        told = [path for path in best if self.tell(runner, path)]
+        if not told and 'last_ckpt' in known:
             runner.logger.info(f'Last checkpoint: {known["last_ckpt"]}')
             runner.logger.info(f'Test it: {shlex.join([*self.test, known["last_ckpt"]])}')
+
+    def tell(self, runner, path: str) -> bool:
+        """Log the figures of the best checkpoint, if it is there."""
+        try:
+            figures = _figures(path)
+        except FileNotFoundError:
+            runner.logger.warning(f'The best checkpoint, {path}, is gone: the run was killed when '
+                                  'a better one took its place.')
+            return False
+        runner.logger.info(f'Best checkpoint: {path}')
+        runner.logger.info(f'Its figures: {figures}')
+        runner.logger.info(f'Test it: {shlex.join([*self.test, path])}')
+        return True
 
 
 def _figures(path: str) -> str:
