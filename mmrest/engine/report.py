@@ -66,8 +66,8 @@ class ReportHook(Hook):
         try:
             figures = _figures(path)
         except FileNotFoundError:
-            runner.logger.warning(f'The best checkpoint, {path}, is gone: the run was killed when '
-                                  'a better one took its place.')
+            runner.logger.warning(f'The best checkpoint, {path}, is gone: the run was killed '
+                                  'when a better one took its place.')
             return False
         runner.logger.info(f'Best checkpoint: {path}')
         runner.logger.info(f'Its figures: {figures}')

@@ -78,7 +78,7 @@ COCO = {
     'names twice': (copy_last('categories', id=3), 'E', 'dog: names of several categories'),
     'numbers as names': (first('categories', name=3), 'E',
                          "category 1 (categories[0]): 'name' must be a text"),
-    'id 0': (first(id=0), 'W', "0: is the id of an annotation: pycocotools treats id 0 as 'no match'"),
+    'id 0': (first(id=0), 'W', "0: is the id of an annotation: pycocotools treats id 0 as '"),
     'string': (first('images', id='0'), 'E',
                "image 0 (images[0], 0.png): 'id' must be a whole number"),
     'string of image': (first(image_id='0'), 'E',
