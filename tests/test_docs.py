@@ -39,8 +39,9 @@ from .torture.training import Run
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / 'docs'
-README = ROOT / 'README.md'
-PAGES = [README, *sorted(DOCS.glob('*.md'))]
+README, CHINESE = ROOT / 'README.md', ROOT / 'README_zh-CN.md'
+PAGES = [README, CHINESE, *sorted(DOCS.glob('*.md'))]
+OTHER_PAGES = [ROOT / 'CONTRIBUTING.md', ROOT / 'SECURITY.md', *ROOT.glob('mm*/**/README.md')]
 needs_onedl = pytest.mark.skipif(
     'onedl-mmengine' not in packages_distributions()['mmengine'],
     reason='Sphinx and Jupyter are installed with OneDL packages only')
@@ -50,12 +51,26 @@ def blocks(page, language):
     return re.findall(rf'```{language}\n(.*?)```', page.read_text(), re.DOTALL)
 
 
+def lines_of(*code):
+    """Its commands, each in one line."""
+    return '\n'.join(code).replace('\\\n', ' ').strip().splitlines()
+
+
+def other_packages():
+    """The configs of a table, with the optimizer of the page's first example."""
+    head, optimizer = re.search(r'\n(custom_imports.*?\n).*?(optim_wrapper.*)',
+                                blocks(DOCS / 'configs.md', 'python')[0], re.DOTALL).groups()
+    for base, model in re.findall(r'^\| `(mm\w+::.*)` \| `(.*)` \|$',
+                                  (DOCS / 'configs.md').read_text(), re.MULTILINE):
+        yield f'_base_ = {base!r}\n{head}model = dict({model})\n{optimizer}'
+
+
 # Other packages, and the shape of their images.
 OTHERS = dict(mmrotate=(2, 3, 64, 64), mmpose=(2, 3, 64, 48), mmyolo=(2, 3, 64, 64),
               mmaction=(2, 3, 3, 64, 64))
-CONFIGS = {f'{page.name} {i}': code for page in PAGES
-           for i, code in enumerate(blocks(page, 'python'))
-           if code.startswith('_base_')}
+CONFIGS = {re.search("_base_ = '(.*)'", code)[1]: code for code in (
+    *blocks(README, 'python'), *blocks(DOCS / 'configs.md', 'python'), *other_packages())
+    if code.startswith('_base_')}
 
 
 @pytest.mark.parametrize('code', CONFIGS.values(), ids=CONFIGS)
@@ -115,11 +130,21 @@ def execute(page, **scope):
     return scope
 
 
-def test_readme(capsys):
-    scope = execute(README)
+def test_readme_and_installation(capsys):
+    execute(README)
     assert '[(1, 128, 60, 80), (1, 256, 30, 40), (1, 512, 15, 20)]' in capsys.readouterr().out
+    scope = execute(DOCS / 'install.md')
     assert type(scope['detector']).__name__ == 'MaskRCNN'
     assert sum(p.numel() for p in scope['classifier'].parameters()) == 13_679_708
+
+
+def test_the_chinese_readme_has_the_same_code_and_sections():
+    one, other = (path.read_text() for path in (README, CHINESE))
+    assert one.count('\n#') == other.count('\n#')
+    for language in ('bash', 'python', 'bibtex'):
+        one, other = ([re.sub(' *# .*', '', code) for code in blocks(path, language)]
+                      for path in (README, CHINESE))
+        assert one == other != []
 
 
 def test_training():
@@ -141,12 +166,12 @@ def test_emsa_in_a_network_of_ones_own():
     assert torch.isfinite(scope['image'].grad).all() and scope['image'].grad.abs().max() > 0
 
 
-def test_models(tmp_path, monkeypatch):
+def test_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights = golden.draw_weights('small')
     torch.save(dict(model=weights), 'rest_small.pth')
     torch.save(dict(model=weights), 'stranger.pth')
-    scope = execute(DOCS / 'models.md')
+    scope = execute(DOCS / 'weights.md')
     wide, rgb = scope['adapted'].stem.conv1.weight, weights['stem.conv1.weight']
     torch.testing.assert_close(wide[:, 3], rgb[:, 0].float() * 0.75)
     assert torch.load('weights.pth')['state_dict'].keys() == weights.keys()
@@ -187,22 +212,53 @@ def run(command, cwd):
     assert done.returncode == 0, f'{command}\n{done.stderr[-2000:]}'
 
 
+*LOOK, FIND, OF_OTHERS = blocks(DOCS / 'evaluate.md', 'bash')
+WRITE, *EVALUATE = lines_of(OF_OTHERS)
+WRITTEN = dict(  # what has to be there afterwards
+    analyze_results='best_and_worst/*/*.jpg', browse_dataset='browsed/*.jpg',
+    coco_error_analysis='errors/bbox/bbox-*.png', test_robustness='robust_results.pkl',
+    analyze_logs='curves.png', confusion_matrix='confusion.png', vis_scheduler='schedule.png',
+    eval='found.pdf', predict='sahi/*/*/*')
+
+
 @pytest.mark.slow
 def test_commands_for_a_trained_model_run(project):
-    for command in blocks(DOCS / 'tools.md', 'bash'):
-        run(command, project)
-    code, = blocks(DOCS / 'tools.md', 'python')
-    run(f"python - <<'END'\n{code}END", project)
-    written = {path.name for path in project.iterdir() if path.is_file()}
-    assert {'cam.png', 'attention.png', 'features.png', 'curves.png',
-            'detector.onnx'} <= written
+    for command in (*LOOK, *blocks(DOCS / 'deploy.md', 'bash')):
+        if '--tile' not in command or find_spec('sahi'):
+            run(command, project)
+    for name in ('attention.png', 'features.png', 'cam.png', 'report.html', 'detector.onnx'):
+        assert (project / name).is_file()
     assert len(list((project / 'found/pictures').iterdir())) == 2
+
+
+@pytest.fixture(scope='module')
+def predicted(project, tmp_path_factory):
+    """The same with a detector that finds something, and its predictions."""
+    folder = tmp_path_factory.mktemp('predicted')
+    shutil.copytree(project, folder, symlinks=True, dirs_exist_ok=True)
+    path = folder / 'work_dirs/rest_lite_fpn_digits/iter_900.pth'
+    checkpoint = torch.load(path)
+    checkpoint['state_dict']['roi_head.bbox_head.fc_cls.bias'][-1] = 0
+    torch.save(checkpoint, path)
+    run(WRITE, folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', EVALUATE, ids=lambda command: ' '.join(command.split()[:3]))
+def test_scripts_of_others_run(command, predicted):
+    if package := dict(coco='hotcoco', sahi='sahi').get(command.split()[0]):
+        pytest.importorskip(package)
+    run(f'{FIND}\n{command}', predicted)
+    for name, files in WRITTEN.items():
+        if re.search(rf'\b{name} ', command):
+            assert list(predicted.glob(files)), f'{command}: no {files}'
 
 
 @pytest.mark.slow
 def test_commands_for_weights_run(project):
     """The conversions. Testing needs data that is not here."""
-    convert, = (block for block in blocks(DOCS / 'models.md', 'bash') if 'convert' in block)
+    convert, = (block for block in blocks(DOCS / 'weights.md', 'bash') if 'convert' in block)
     last = convert.strip().split('\n\n')[-1]  # the reverse makes the published detector
     last = last.replace('retinanet.pth', 'mmdet.pth').replace('d2.pth', 'model_final.pth')
     run(last, project)
@@ -236,8 +292,7 @@ def own_data(tmp_path_factory):
 
 
 def own_data_commands(words):
-    text = '\n'.join(blocks(DOCS / 'own_data.md', 'bash')).replace('\\\n', ' ')
-    return [line for line in text.splitlines() if words in line]
+    return [line for line in lines_of(*blocks(DOCS / 'own_data.md', 'bash')) if words in line]
 
 
 def run_script(command, folder):
@@ -248,8 +303,7 @@ def run_script(command, folder):
 
 
 def test_own_data_from_check_to_pictures(own_data):
-    done = blocks(DOCS / 'own_data.md', 'bash')[0].replace('\\\n', ' ').splitlines()[1:]
-    for command in done:
+    for command in lines_of(blocks(DOCS / 'own_data.md', 'bash')[0])[1:]:
         run_script(command, own_data)
     assert len(list((own_data / 'found/pictures').iterdir())) == 4
     for command in own_data_commands('--task')[1:]:
@@ -275,7 +329,7 @@ def test_cells_from_photographs_to_onnx(tmp_path):
     photos = tiny_data.write_voc(tmp_path / 'bccd/BCCD') / 'JPEGImages'
     for i in range(4):
         (photos / f'BloodImage_0000{i}.jpg').symlink_to(f'{i}.jpg')
-    clone, *commands = blocks(DOCS / 'cells.md', 'bash')[0].replace('\\\n', ' ').splitlines()
+    clone, *commands = lines_of(*blocks(DOCS / 'cells.md', 'bash'))
     assert clone.startswith('git clone --depth 1 https://github.com/Shenggan/BCCD_Dataset bccd')
     for command in commands:
         amp = ' --amp' if cpu_has_bfloat16() else ''
@@ -313,37 +367,28 @@ def help_of(script, *args):
     return out.getvalue()
 
 
-HELP = {
-    'mim train': lambda: help_of('mim', 'train') + help_of('tools/train.py'),
-    'torchrun': lambda: help_of('torch.distributed.run') + help_of('tools/train.py'),
-    'python tools/train.py': lambda: help_of('tools/train.py'),
-    'python tools/infer.py': lambda: help_of('tools/infer.py'),
-    'python tools/own_data.py': lambda: help_of('tools/own_data.py'),
-    **{f'python tools/dataset_converters/{name}.py':
-       lambda name=name: help_of(f'tools/dataset_converters/{name}.py')
-       for name in ('to_coco', 'tile_coco')},
-    'python tools/test.py': lambda: help_of('tools/test.py'),
-}
+RUNNERS = dict(python=(), mim=[('mim', 'train')], torchrun=[('torch.distributed.run', )])
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_commands_name_what_there_is(page):
-    """Make targets, scripts, configs, and the options of commands that no test runs."""
+    """Make targets, scripts, configs, and the options of our scripts."""
     targets = set(re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
-    for command in '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ').splitlines():
+    for command in lines_of(*blocks(page, 'bash')):
         words = shlex.split(command, comments=True)
         if words[:1] == ['make']:
             assert words[1] in targets, command
-        for word in words:
-            if word.startswith(('configs/', 'tools/', 'benchmarks/')):
-                assert (ROOT / word).exists(), f'{command}: no {word}'
-        for start, text in HELP.items():
-            if command.startswith(start):
-                for option in (word for word in words if word.startswith('--')):
-                    assert option in text(), f'{command}: there is no {option}'
+        files = [word for word in words if re.match('(configs|tools|benchmarks)/', word)]
+        for word in files:
+            assert (ROOT / word).exists(), f'{command}: no {word}'
+        if words and words[0] in RUNNERS and '.mim' not in command:
+            script = 'tools/train.py' if words[0] == 'mim' else files[0]
+            text = help_of(script) + ''.join(help_of(*run) for run in RUNNERS[words[0]])
+            for option in (word for word in words if word.startswith('--')):
+                assert option in text, f'{command}: there is no {option}'
 
 
-@pytest.mark.parametrize('page', [*PAGES, *sorted(ROOT.glob('configs/*/README.md'))],
+@pytest.mark.parametrize('page', [*PAGES, *ROOT.glob('configs/*/README.md'), *OTHER_PAGES],
                          ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
@@ -353,8 +398,7 @@ def test_links_lead_somewhere(page):
         to = (page.parent / path).resolve() if path else page
         assert to.exists(), f'{page.name}: {target}'
         if anchor:
-            text = (README if to == DOCS / 'index.md' else to).read_text()
-            heads = re.findall(r'^#+ (.+)', text, re.MULTILINE)
+            heads = re.findall(r'^#+ (.+)', to.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-')
                               for h in heads}, f'{page.name}: {target}'
 
