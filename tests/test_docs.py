@@ -208,9 +208,8 @@ def test_commands_for_a_trained_model_run(project):
     for command in (*LOOK, *blocks(DOCS / 'deploy.md', 'bash')):
         if '--tile' not in command or find_spec('sahi'):
             run(command, project)
-    for name in ('attention.png', 'features.png', 'cam.png', 'report.html', 'detector.onnx'):
-        assert (project / name).is_file()
-    assert len(list((project / 'found/pictures').iterdir())) == 2
+    for name in ('attention.png', 'features.png', 'cam.png', 'report.html', 'found_onnx'):
+        assert (project / name).exists()
 
 
 @pytest.fixture(scope='module')
@@ -288,7 +287,7 @@ def test_own_data_from_check_to_pictures(own_data):
     assert len(list((own_data / 'found/pictures').iterdir())) == 4
     for command in own_data_commands('--task')[1:]:
         run_script(command, own_data)
-    assert (own_data / 'photos.py').exists() and (own_data / 'scenes.py').exists()
+    assert {'photos.py', 'scenes.py'} <= {path.name for path in own_data.iterdir()}
     assert Counter(path.parent.name for path in own_data.glob('*/*.json')) == dict(
         cars=3, signs_coco=2, leaves_coco=2, tiles=1)
 
