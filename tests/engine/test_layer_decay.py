@@ -26,7 +26,7 @@ def groups(model, optim_wrapper):
     ('restv2_tiny', {'stem.proj.0.weight': 0, 'stage3.1.mlp.fc1.bias': 5,
                      'norm_4.weight': 11})])
 def test_same_as_mmpretrains_for_classifiers(name, depths):
-    """Either constructor, as in configs/classification/README.md."""
+    """Either constructor."""
     cfg = read_config(str(CONFIGS / f'classification/{name}_8xb256_in1k.py'))
     with torch.device('meta'):
         model = build_model(cfg)

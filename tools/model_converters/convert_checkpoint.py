@@ -8,7 +8,7 @@
 
 The layout of IN is recognised by its names. No code in IN is run. OUT ends in .pth or
 .safetensors. The report says where each parameter went, what was dropped and which options the
-config needs. If something cannot be converted, nothing is written. See docs/models.md.
+config needs. If something cannot be converted, nothing is written. See docs/weights.md.
 """
 import argparse
 import io
