@@ -101,7 +101,6 @@ def check_weight_decay(cfg, model):
 
 
 def run_and_back(model, shape):
-    """One pass forward and back, of packages whose batches are too special to make here."""
     out = model.train()(torch.rand(shape), None, mode='tensor')
     sum(value.sum() for value in tree_leaves(out)).backward()
     assert all(p.grad is not None for p in model.backbone.parameters())
@@ -210,8 +209,8 @@ def test_commands_for_a_trained_model_run(project):
     for command in (*LOOK, *lines_of(deploy), *lines_of(*blocks(DOCS / 'errors.md', 'bash'))):
         if all(find_spec(package) for word, package in needs.items() if word in command):
             run(command, project)
-    for name in ('attention.png', 'features.png', 'cam.png', 'report.json', 'found_onnx'):
-        assert (project / name).exists()
+    assert {'attention.png', 'features.png', 'cam.png', 'report.json', 'found_onnx'} <= {
+        path.name for path in project.iterdir()}
 
 
 @pytest.fixture(scope='module')
@@ -229,19 +228,19 @@ def predicted(project, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('command', EVALUATE, ids=lambda command: ' '.join(command.split()[:3]))
-def test_scripts_of_others_run(command, predicted):
+def test_scripts_of_others_run(command, predicted, project):
     if package := dict(coco='hotcoco', sahi='sahi').get(command.split()[0]):
         pytest.importorskip(package)
-    run(f'{FIND}\n{command}', predicted)
+    folder = project if package == 'sahi' else predicted  # it refuses some untrained masks
+    run(f'{FIND}\n{command}', folder)
     for name, files in WRITTEN.items():
         if re.search(rf'\b{name} ', command):
-            assert list(predicted.glob(files)), f'{command}: no {files}'
+            assert list(folder.glob(files)), f'{command}: no {files}'
 
 
 @pytest.mark.slow
 def test_commands_for_weights_run(project):
-    """The conversions. Testing needs data that is not here."""
-    convert, = (block for block in blocks(DOCS / 'weights.md', 'bash') if 'convert' in block)
+    convert, = blocks(DOCS / 'weights.md', 'bash')
     last = lines_of(convert)[-1]  # the reverse makes the published detector
     last = last.replace('retinanet.pth', 'mmdet.pth').replace('d2.pth', 'model_final.pth')
     run(f'{last}\n{convert}', project)
@@ -291,7 +290,7 @@ def test_own_data_from_check_to_pictures(own_data):
         run_script(command, own_data)
     assert {'photos.py', 'scenes.py'} <= {path.name for path in own_data.iterdir()}
     assert Counter(path.parent.name for path in own_data.glob('*/*.json')) == dict(
-        cars=3, signs_coco=2, leaves_coco=2, tiles=1)
+        cars=3, signs_coco=2, leaves=4, leaves_coco=2, tiles=1)
 
 
 @pytest.mark.slow

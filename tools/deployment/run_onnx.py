@@ -117,7 +117,10 @@ def load(path: str, device: str = 'cpu') -> Model:
         raise SystemExit(f'--device {device}: this onnxruntime has only {names}')
     options = onnxruntime.SessionOptions()
     options.enable_mem_pattern = False
-    session = onnxruntime.InferenceSession(path, options, [(provider, settings)])
+    try:
+        session = onnxruntime.InferenceSession(path, options, [(provider, settings)])
+    except Exception as error:  # of onnxruntime, for each reason another class
+        raise SystemExit(f"model='{path}' cannot be loaded: {error}") from None
     if provider not in session.get_providers():  # of which onnxruntime only warns
         raise SystemExit(f'--device {device}: onnxruntime cannot use it, as it says above')
     names = [output.name for output in session.get_outputs()]
@@ -376,6 +379,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
     if image.mode[0] in 'IF':
         raise ValueError(f'mode {image.mode}, with more than 16 bits or a sign')
+    if image.mode in ('LAB', 'YCbCr') and image.format == 'TIFF':
+        raise ValueError(f'TIFF in {image.mode}, which OpenCV converts in its own way')
     if image.mode == 'CMYK' and image.format != 'TIFF':  # as Adobe stores it, upside down
         pixels = np.asarray(image).astype(np.int32)
         black = 255 - pixels[..., 3:]

@@ -3,6 +3,7 @@
 ``page/`` has its sources. :mod:`.runtime` fetches ONNX Runtime's build for browsers,
 :mod:`.server` serves a folder on this computer.
 """
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -48,6 +49,8 @@ def write_page(model: Union[str, Path], folder: Union[str, Path],
             fetched.
     """
     model, folder = Path(model), Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"folder='{folder}' is a file")
     settings = describe_page(model)
     check_examples(examples)
     files = [*sorted(PAGE.iterdir()), *runtime.find()]
@@ -56,7 +59,8 @@ def write_page(model: Union[str, Path], folder: Union[str, Path],
     write_whole(folder / 'model.onnx', model.read_bytes())
     (folder / 'examples').mkdir(exist_ok=True)
     for example in map(Path, examples):
-        shutil.copyfile(example, folder / 'examples' / example.name)
+        with contextlib.suppress(shutil.SameFileError):
+            shutil.copyfile(example, folder / 'examples' / example.name)
     settings.update(
         bytes={name: (folder / name).stat().st_size for name in ('model.onnx', runtime.WASM)},
         runtime=runtime.VERSION, examples=[Path(example).name for example in examples])
@@ -73,16 +77,16 @@ def describe_page(model: Path) -> dict:
         import onnx
     except ImportError as error:
         raise MissingPackageError(f'{error}: run `pip install onnx`') from error
+    if not model.is_file():
+        raise UserError(f"model='{model}': no such file")
     try:
         proto = onnx.load_from_string(model.read_bytes())
     except Exception as error:  # protobuf's DecodeError, of several implementations
-        if isinstance(error, OSError):
-            raise
         raise UserError(f"model='{model}' is no ONNX file: {error}") from error
     names = [output.name for output in proto.graph.output]
     kind = OUTPUTS.get(frozenset(names))
     if kind is None:
-        raise UserError(f"model='{model}' gives {', '.join(names)}, which the page cannot "
+        raise UserError(f"model='{model}' gives {', '.join(names) or 'nothing'}, which the page cannot "
                         'show: export a whole model, without --part backbone')
     metadata = {prop.key: prop.value for prop in proto.metadata_props}
     if 'slide' in metadata:

@@ -4,6 +4,7 @@
 import {fit, interpret, pad, toPlanes} from './model.js';
 
 const WASM = 'ort-wasm-simd-threaded.wasm';
+const LONGEST = 2 ** 16 - 1, LARGEST = 2 ** 28;  // of a canvas in Chromium, blank beyond
 let settings, session, tensor;
 let queue;  // one after the other
 
@@ -74,7 +75,11 @@ async function decode(file) {
     throw new Error('This is no picture that the browser can read. Take a JPEG, PNG or WebP.');
   });
   const {width, height} = bitmap;
+  if (await hasFourInks(file)) {
+    throw new Error('This JPEG is in CMYK, which browsers convert in their own way. Save it as RGB.');
+  }
   try {
+    if (Math.max(width, height) > LONGEST || width * height > LARGEST) throw new Error();
     const pen = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true});
     pen.drawImage(bitmap, 0, 0);
     const {data} = pen.getImageData(0, 0, width, height);
@@ -87,4 +92,16 @@ async function decode(file) {
   } finally {
     bitmap.close();
   }
+}
+
+async function hasFourInks(file) {
+  const bytes = new DataView(await file.arrayBuffer());
+  if (bytes.byteLength < 4 || bytes.getUint16(0) !== 0xffd8) return false;  // no JPEG
+  for (let at = 2; at + 10 < bytes.byteLength;) {  // segments up to the frame's header
+    const marker = bytes.getUint16(at);
+    const isFrame = marker >= 0xffc0 && marker <= 0xffcf && ![0xffc4, 0xffc8, 0xffcc].includes(marker);
+    if (isFrame) return bytes.getUint8(at + 9) === 4;
+    at += marker === 0xffff ? 1 : 2 + bytes.getUint16(at + 2);
+  }
+  return false;
 }
