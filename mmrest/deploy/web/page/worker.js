@@ -76,7 +76,8 @@ async function decode(file) {
   });
   const {width, height} = bitmap;
   if (await hasFourInks(file)) {
-    throw new Error('This JPEG is in CMYK, which browsers convert in their own way. Save it as RGB.');
+    throw new Error('This JPEG is in CMYK, which browsers convert in their own way. '
+                    + 'Save it as RGB.');
   }
   try {
     if (Math.max(width, height) > LONGEST || width * height > LARGEST) throw new Error();
@@ -99,8 +100,8 @@ async function hasFourInks(file) {
   if (bytes.byteLength < 4 || bytes.getUint16(0) !== 0xffd8) return false;  // no JPEG
   for (let at = 2; at + 10 < bytes.byteLength;) {  // segments up to the frame's header
     const marker = bytes.getUint16(at);
-    const isFrame = marker >= 0xffc0 && marker <= 0xffcf && ![0xffc4, 0xffc8, 0xffcc].includes(marker);
-    if (isFrame) return bytes.getUint8(at + 9) === 4;
+    const others = [0xffc4, 0xffc8, 0xffcc];
+    if (marker >= 0xffc0 && marker <= 0xffcf && !others.includes(marker)) return bytes.getUint8(at + 9) === 4;
     at += marker === 0xffff ? 1 : 2 + bytes.getUint16(at + 2);
   }
   return false;
