@@ -86,8 +86,9 @@ def describe_page(model: Path) -> dict:
     names = [output.name for output in proto.graph.output]
     kind = OUTPUTS.get(frozenset(names))
     if kind is None:
-        raise UserError(f"model='{model}' gives {', '.join(names) or 'nothing'}, which the page "
-                        'cannot show: export a whole model, without --part backbone')
+        given = ', '.join(names) or 'nothing'
+        raise UserError(f"model='{model}' gives {given}, which the page cannot show: export a "
+                        'whole model, without --part backbone')
     metadata = {prop.key: prop.value for prop in proto.metadata_props}
     if 'slide' in metadata:
         raise UserError(f"model='{model}' slides over an image, which the page cannot do: "

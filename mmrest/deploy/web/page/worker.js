@@ -100,8 +100,8 @@ async function hasFourInks(file) {
   if (bytes.byteLength < 4 || bytes.getUint16(0) !== 0xffd8) return false;  // no JPEG
   for (let at = 2; at + 10 < bytes.byteLength;) {  // segments up to the frame's header
     const marker = bytes.getUint16(at);
-    const others = [0xffc4, 0xffc8, 0xffcc];
-    if (marker >= 0xffc0 && marker <= 0xffcf && !others.includes(marker)) return bytes.getUint8(at + 9) === 4;
+    const isOther = [0xffc4, 0xffc8, 0xffcc].includes(marker);
+    if (marker >= 0xffc0 && marker <= 0xffcf && !isOther) return bytes.getUint8(at + 9) === 4;
     at += marker === 0xffff ? 1 : 2 + bytes.getUint16(at + 2);
   }
   return false;
