@@ -20,7 +20,8 @@ class CocoResults:
             as many folders as it has there.
 
     Raises:
-        UserError: There is no such file, or it does not have an image or a class.
+        UserError: There is no such file, or it does not have an image or a class, or two of
+            the paths are one image there.
     """
 
     def __init__(self, cfg: Config, classes: Sequence[str], paths: Iterable[str]):
@@ -33,6 +34,7 @@ class CocoResults:
             name = Path(image['file_name'])
             by_name.setdefault(name.name, []).append((name.parts, image['id']))
         self.image_ids = {path: _image_id(Path(path), by_name, file) for path in paths}
+        _check_once(self.image_ids, file)
         ids = {category['name']: category['id'] for category in content['categories']}
         lacking = [name for name in classes if name not in ids]
         if lacking:
@@ -86,3 +88,11 @@ def _image_id(path: Path, by_name: Dict[str, list], file: Path) -> int:
         raise UserError(f'{file} has {len(ids) or "no"} images named {path}: COCO\'s results '
                         'need its id')
     return ids[0]
+
+
+def _check_once(image_ids: Dict[str, int], file: Path) -> None:
+    paths: Dict[int, str] = {}
+    for path, number in image_ids.items():
+        if paths.setdefault(number, path) != path:
+            raise UserError(f"{paths[number]} and {path} are one image in {file}, that of id "
+                            f"{number}: COCO's results need one of them")

@@ -7,6 +7,8 @@ from typing import Union
 def write_whole(path: Union[str, Path], content: bytes) -> None:
     """Write a file beside ``path``, then rename it, and make its folders.
 
+    What a symbolic link leads to is written, as by ``open()``.
+
     Args:
         path (str | Path): The file.
         content (bytes): Its new content.
@@ -14,6 +16,7 @@ def write_whole(path: Union[str, Path], content: bytes) -> None:
     Raises:
         OSError: It cannot be written. The old file, if there is one, is unchanged.
     """
+    path = os.path.realpath(path)  # a link stays one
     partial = f'{path}.partial'
     os.makedirs(os.path.dirname(partial) or '.', exist_ok=True)
     try:

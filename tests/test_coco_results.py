@@ -43,6 +43,7 @@ def test_ids_and_files(make, tmp_path):
 @pytest.mark.parametrize('paths, options, words', [
     (['x.jpg'], {}, 'has no images named x.jpg'),
     (['z/y.png'], {}, 'has no images named z/y.png'),
+    (['1/y.jpg', '2/y.jpg'], {}, '1/y.jpg and 2/y.jpg are one image in .*, that of id 5'),
     ([], dict(classes=('cat', 'bird')), 'has no category bird, which the model finds'),
     ([], dict(ann_file='none.json'), 'ann_file=.*none.json. of the config is none'),
     ([], dict(ann_file=None), 'ann_file=None of the config is none'),

@@ -3,6 +3,7 @@ import errno
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,19 @@ def test_a_name_without_a_folder_is_in_the_current_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_whole('file.txt', b'x')
     assert (tmp_path / 'file.txt').read_bytes() == b'x'
+
+
+def test_a_link_leads_to_what_is_written(tmp_path):
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder/file').write_bytes(b'old')
+    for name in ('folder', 'folder/file'):
+        (tmp_path / f'to {Path(name).name}').symlink_to(name)
+    write_whole(tmp_path / 'to file', b'new')
+    with pytest.raises(IsADirectoryError):
+        write_whole(tmp_path / 'to folder', b'x')
+    assert (tmp_path / 'folder/file').read_bytes() == b'new'
+    assert (tmp_path / 'to file').is_symlink() and (tmp_path / 'to folder').is_symlink()
+    assert len(list(tmp_path.rglob('*'))) == 4
 
 
 def test_a_process_may_die_at_any_time(tmp_path, monkeypatch):

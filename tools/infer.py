@@ -14,6 +14,7 @@ Of two images with one name, NAME has the folders in it.
 gets them in tiles, which sahi cuts. An image that fits into one tile is done as without it.
 """
 import argparse
+import contextlib
 import json
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -314,15 +315,16 @@ def keep_frames(film: VideoReader) -> Iterator[str]:
 
 
 def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text} must be a whole number above 0')
     return int(text)
 
 
 def share(text: str) -> float:
-    if not 0 <= float(text) < 1:
-        raise ValueError
-    return float(text)
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f'{text} must be a number from 0 to below 1')
 
 
 def make_parser() -> argparse.ArgumentParser:

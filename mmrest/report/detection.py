@@ -5,6 +5,7 @@ import numpy as np
 from mmengine.fileio import load
 
 from ..errors import UserError
+from .form import check_labels
 from .pictures import NUM_WORST
 from .predictions import Found
 
@@ -48,10 +49,11 @@ def read_truth(dataset: Any) -> dict:
     if not isinstance(dataset, CocoDataset):
         raise UserError(f'the test data is a {type(dataset).__name__}; a report of a detector '
                         'needs a CocoDataset')
-    truth = load(dataset.ann_file, backend_args=dataset.backend_args)
-    if not truth.get('annotations'):
-        raise UserError(f'{dataset.ann_file} has no annotations to compare with what was '
-                        'found: take a part of the data that has labels')
+    try:
+        truth = load(dataset.ann_file, backend_args=dataset.backend_args)
+    except (TypeError, ValueError) as error:  # of a name that does not end in .json, too
+        raise UserError(f'{dataset.ann_file} is not JSON: {error}') from error
+    check_labels(truth, dataset.ann_file)
     classes = dataset.metainfo['classes']
     lacking = set(classes) - {category['name'] for category in truth['categories']}
     if lacking:
@@ -82,9 +84,9 @@ def check_found(truth: dict, found: Found) -> None:
             strange = [one[key] for one in objects if one[key] not in ids]
             if strange:
                 raise UserError(
-                    f'{len(strange)} of {len(objects)} found objects have a {key} that the '
-                    f'labels do not have, such as {strange[0]}: is this the data on which '
-                    'they were found?')
+                    f'{len(strange)} of {len(objects)} found objects: the labels do not have '
+                    f'their {key}, such as {strange[0]}. Is this the data on which they were '
+                    'found?')
 
 
 def count(truth: dict, found: Found, score_thr: Optional[float]) -> Tuple[dict, Matched]:
@@ -113,7 +115,7 @@ def count(truth: dict, found: Found, score_thr: Optional[float]) -> Tuple[dict, 
     figures.update(score_thr=score_thr if given else best['score'] if best else 0.5,
                    score_thr_is='given' if given else 'best' if best else 'default')
     figures['kinds'] = {
-        kind: _figures(truth, found[kind], evaluation, figures['score_thr'])
+        kind: _figures(truth, found[kind], kind, evaluation, figures['score_thr'])
         for kind, evaluation in evaluations.items()}
     figures['labels'], figures['num_labels'] = labels_to_look_at(
         truth, found['bbox'], figures['score_thr'])
@@ -121,12 +123,16 @@ def count(truth: dict, found: Found, score_thr: Optional[float]) -> Tuple[dict, 
     return figures, matched
 
 
-def _evaluate(truth, objects, kind):
+def _comparison(truth, objects, kind):
     from hotcoco import COCO, COCOeval
     labels = COCO(truth)
     if kind == 'segm':  # as mm does: else small and large are sizes of boxes
         objects = [{key: one[key] for key in one if key != 'bbox'} for one in objects]
-    evaluation = COCOeval(labels, labels.load_res(objects), kind)
+    return COCOeval(labels, labels.load_res(objects), kind)
+
+
+def _evaluate(truth, objects, kind):
+    evaluation = _comparison(truth, objects, kind)
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation
@@ -182,10 +188,10 @@ def by_score(matched: Matched, total: int) -> Dict[str, List[Optional[float]]]:
                 f1=(2 * right / np.maximum(kept + total, 1)).tolist())
 
 
-def _figures(truth, objects, evaluation, score_thr) -> dict:
+def _figures(truth, objects, kind, evaluation, score_thr) -> dict:
     """Of one kind: AP, classes, curves, confusions and types of errors."""
     matched = match(truth, objects, evaluation)
-    confusions = evaluation.confusion_matrix(iou_thr=IOU, min_score=score_thr)
+    confusions = _confusions(truth, objects, kind, matched, score_thr)
     errors = evaluation.tide_errors(pos_thr=IOU)
     precision = evaluation.eval['precision'][..., -1]  # (IoUs, recalls, classes, areas)
     total = int(matched.counted.sum())
@@ -196,9 +202,16 @@ def _figures(truth, objects, evaluation, score_thr) -> dict:
         classes=_classes(truth, matched, precision),
         best=best_f1(matched, np.ones(len(objects), bool), total),
         by_score=by_score(matched, total),
-        confusions=confusions['matrix'].astype(int).tolist(),
+        confusions=confusions.tolist(),
         errors={name: dict(gain=float(gain), number=errors['counts'].get(name))
                 for name, gain in errors['delta_ap'].items()})
+
+
+def _confusions(truth, objects, kind, matched, score_thr) -> np.ndarray:
+    """(K + 1, K + 1) Labels by what was found. What AP does not count, crowds, is left out."""
+    counted = [one for one, state in zip(objects, matched.state) if state >= 0]
+    comparison = _comparison(truth, counted, kind)
+    return comparison.confusion_matrix(iou_thr=IOU, min_score=score_thr)['matrix'].astype(int)
 
 
 def average_precisions(precision: np.ndarray) -> Dict[str, Optional[float]]:

@@ -47,7 +47,7 @@ def summary(figures: dict) -> Tuple[str, str, str]:
     score, crowds = figures['score_thr'], figures['crowds']
     text = ("<p>AP is COCO's, of at most 100 objects an image: the mean over classes, and over "
             'IoUs from 0.5 to 0.95. An object is small below 32² pixels and large from 96² on. '
-            f'{f"{crowds} crowds need not be found. " if crowds else ""}'
+            f'{f"Crowds, which need not be found: {crowds}. " if crowds else ""}'
             f'<p>Everything else is at an IoU of 0.5. Confusions, pictures and labels are of '
             f'objects with a score of at least <b>{score:.3f}</b>: '
             f'{SCORES[figures["score_thr_is"]]}.')
@@ -66,7 +66,8 @@ def kind_section(figures: dict, kind: str) -> Tuple[str, str, str]:
         'there. The curve is precision over recall; the dot is the best F1.',
         classes(one),
         '<h3>Confusions</h3><p>Each labelled object has at most one found object, the surest '
-        'that overlaps it with an IoU of 0.5, whatever its class.',
+        'that overlaps it with an IoU of 0.5, whatever its class. What AP does not count, such '
+        'as on crowds, is left out.',
         confusions(names, one['confusions'], background=True),
         '<h3>Types of errors</h3><p>What AP at an IoU of 0.5 would gain without them, of all '
         'scores (<a href="https://arxiv.org/abs/2008.08115">TIDE</a>).',

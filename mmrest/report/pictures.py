@@ -69,7 +69,7 @@ def drawing(picture: np.ndarray, boxes: Sequence[Box]) -> str:
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img"><image width="{width}" '
              f'height="{height}" href="{data_uri(picture)}"/>']
     crowded = sum(state != 'right' for state, _, _ in boxes) > CROWDED
-    size = max(width, height) / (40 if crowded else 24)
+    size = min(max(width, height) / (40 if crowded else 24), min(width, height) / 5)
     taken: List[Tuple[float, float]] = []
     for state, box, text in boxes:
         _, color, _ = STATES[state]

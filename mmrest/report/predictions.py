@@ -2,7 +2,7 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Union
+from typing import Any, Callable, Dict, List, Sequence, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -12,7 +12,9 @@ from mmengine.runner import Runner
 from ..apis import package_of
 from ..engine import CheckFitHook
 from ..errors import UserError
+from ..own_data.form import BOX
 from ..safe_reading import register_safe_loader
+from .form import MASK, RESULT, check_rows
 
 Found = Dict[str, List[dict]]  # COCO's results, by 'bbox' and 'segm'
 
@@ -51,6 +53,9 @@ def run_test(cfg: Config, metric: BaseMetric) -> None:
     cfg.resume, cfg.launcher = False, 'none'
     with tempfile.TemporaryDirectory() as folder:
         cfg.work_dir = folder
+        # MMEngine keeps a visualizer by its name, and its backends the folder: of each run.
+        cfg.visualizer = dict(cfg.get('visualizer') or dict(type='Visualizer'), name=folder,
+                              vis_backends=[])
         runner = Runner.from_cfg(cfg)
         runner.register_hook(CheckFitHook())
         runner.test_evaluator.metrics[:] = [metric]
@@ -74,29 +79,44 @@ def find_objects(cfg: Config, dataset: Any) -> Found:
 
 
 def read_found(paths: Sequence[Union[str, Path]]) -> Found:
-    """Read files in COCO's results format.
+    """Read files in COCO's results format: one of boxes, and perhaps one of masks.
 
     The file of boxes ``NAME.bbox.json`` brings the masks of ``NAME.segm.json`` beside it. A
-    file of masks that has boxes too gives both.
+    file of masks that has boxes too gives both, if it is alone.
 
     Raises:
-        UserError: A file is no list of boxes or masks.
+        UserError: A file is no list of boxes or masks, or there are no boxes, or two lists of
+            one kind.
     """
-    found: Found = {}
     known = [Path(path) for path in paths]
     beside = [path.with_name(path.name.replace('.bbox.json', '.segm.json')) for path in known]
+    files: Dict[str, Dict[Path, list]] = dict(bbox={}, segm={})
     for path in dict.fromkeys([*known, *(path for path in beside if path.exists())]):
-        try:
-            results = json.loads(path.read_text(encoding='utf-8'))
-            masks = any('segmentation' in one for one in results)
-            boxes = all(len(one['bbox']) == 4 for one in results)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{path} is not in COCO\'s results format, a list of objects with '
-                            f'image_id, category_id, score and bbox: {error!r}') from error
-        if masks or '.segm.' in path.name:
-            found['segm'] = results
-            if boxes and not any('.bbox.' in other.name for other in known):
-                found['bbox'] = results
-        else:
-            found['bbox'] = results
+        kind, rows = _read_results(path)
+        files[kind][path] = rows
+    for kind, what in (('bbox', 'boxes'), ('segm', 'masks')):
+        if len(files[kind]) > 1:
+            raise UserError(f'two files have {what}, {" and ".join(map(str, files[kind]))}: '
+                            'give one of them, with what is found in all images')
+    found = {kind: rows for kind, lists in files.items() for rows in lists.values()}
+    if 'bbox' not in found:
+        if not all('bbox' in row for row in found['segm']):
+            raise UserError(f'{known[0]} has masks without boxes: give the file of the boxes')
+        found['bbox'] = found['segm']
     return found
+
+
+def _read_results(path: Path) -> Tuple[str, List[dict]]:
+    """What a file has, 'bbox' or 'segm', and its rows."""
+    try:
+        rows = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise UserError(f"{path} is not in COCO's results format, a list in JSON: "
+                        f'{error}') from error
+    check_rows(rows, RESULT, path)
+    masks = any('segmentation' in row for row in rows) or not rows and '.segm.' in path.name
+    if masks:  # infer.py writes them without boxes, mm with
+        check_rows(rows, dict(segmentation=MASK, bbox=BOX), path, optional=['bbox'])
+        return 'segm', rows
+    check_rows(rows, dict(bbox=BOX), path)
+    return 'bbox', rows

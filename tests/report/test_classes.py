@@ -77,6 +77,7 @@ def test_a_checkpoint_is_tested(package, pictures, digits, monkeypatch):
     monkeypatch.chdir(digits)
     before = set(digits.rglob('*'))
     report = make_report(f'{package}.py', f'{package}.pth')
+    assert make_report(f'{package}.py', f'{package}.pth').json() == report.json()
     figures = report.figures
     assert set(digits.rglob('*')) == before  # no logs
     if package == 'mmdet':

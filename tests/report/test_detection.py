@@ -194,9 +194,22 @@ def test_a_wrong_label_is_the_first_to_look_at():
     assert missing['box'] == pytest.approx(gone['bbox'], abs=0.06)
 
 
+def test_what_is_on_crowds_is_no_confusion():
+    truth, _ = scene(5, images=1, crowds=False)
+    truth['annotations'] = [thing(0, 7, [0, 0, 100, 100], id=0, iscrowd=1, area=10**4),
+                            thing(0, 3, [200, 200, 50, 50], id=1, iscrowd=0, area=2500)]
+    found = [thing(0, 7, [10, 10, 20, 20], score=0.9), thing(0, 3, [10, 10, 20, 20], score=0.8),
+             thing(0, 3, [200, 200, 50, 50], score=0.7)]
+    figures, _ = detection.count(renumbered(truth), dict(bbox=found, segm=found), 0.5)
+    for kind in ('bbox', 'segm'):  # dog, never there, cat, bird, nothing
+        wanted = np.zeros((5, 5), int)
+        wanted[0, 0] = wanted[4, 0] = 1  # the dog, and another on the crowd of cats
+        np.testing.assert_array_equal(figures['kinds'][kind]['confusions'], wanted)
+
+
 def test_found_objects_of_other_data_are_refused():
     truth, boxes = scene()
     for key in ('image_id', 'category_id'):
-        with pytest.raises(UserError, match=f'1 of {len(boxes)} .* a {key} .*such as 99'):
+        with pytest.raises(UserError, match=f'1 of {len(boxes)} .* their {key}, such as 99'):
             detection.count(renumbered(truth), dict(
                 bbox=[dict(boxes[0], **{key: 99}), *boxes[1:]]), None)

@@ -16,6 +16,7 @@ from PIL import Image
 from mmrest.errors import MissingPackageError, UserError
 from mmrest.report import make_report
 from mmrest.report.html import matrix
+from mmrest.report.pictures import Box, drawing
 
 from ..tools.conftest import ROOT
 
@@ -140,19 +141,22 @@ def test_what_cannot_be_reported_is_said(config, tmp_path, monkeypatch):
         make_report(str(config))
     with pytest.raises(FileNotFoundError, match="checkpoint='gone.pth'"):
         make_report(str(config), 'gone.pth')
-    (tmp_path / 'no.json').write_text('[{"image_id": 1}]')
-    with pytest.raises(UserError, match="no.json is not in COCO's results format"):
-        make_report(str(config), found=[tmp_path / 'no.json'])
     with pytest.raises(UserError, match='--dt and --score-thr are for detectors'):
         make_report(str(ROOT / 'configs/classification/rest_lite_digits.py'), found=found)
     content = json.loads(labels.read_text())
     labels.write_text(json.dumps(dict(content, categories=content['categories'][1:])))
     with pytest.raises(UserError, match=f'lacks classes of the config: {NAMES[1]}'):
         make_report(str(config), found=found)
-    del content['annotations']
-    labels.write_text(json.dumps(content))
-    with pytest.raises(UserError, match='labels.json has no annotations'):
-        make_report(str(config), found=found)
+    no_box = [*content['annotations'], dict(image_id=0, category_id=4)]
+    for text, words in (
+            ('no', 'labels.json is not JSON: '), ('[]', 'labels.json must be an object of '),
+            (json.dumps(dict(content, annotations=[])), 'labels.json has no annotations'),
+            (json.dumps(dict(content, annotations=no_box)), r"annotations\[5\] has no 'bbox'"),
+            (json.dumps(dict(content, images=content['images'][1:])),
+             r'annotations\[0\] is of image 0, which the file does not have')):
+        labels.write_text(text)
+        with pytest.raises(UserError, match=words):
+            make_report(str(config), found=found)
     monkeypatch.setattr('mmrest.report.find_spec', lambda name: None)
     with pytest.raises(MissingPackageError, match='`pip install hotcoco`'):
         make_report(str(config), found=found)
@@ -164,3 +168,8 @@ def test_the_matrix_says_what_is_missed():
     assert [(title, n) for title, n in cells if n] == [
         ('a: 3 as a', '3'), ('a: 1 as b', '1'), ('b: 2 as b', '2'), ('b: 4 as missed', '4'),
         ('nothing there: 5 as a', '5')]
+
+
+def test_lines_of_a_wide_picture_fit_into_it():
+    svg = drawing(np.zeros((60, 3000, 3), np.uint8), [Box('wrong', (5, 5, 20, 20), 'cat')])
+    assert 'font-size="12.0"' in svg

@@ -356,7 +356,7 @@ def test_images_that_tiles_cannot_be_of(detector, tool, files, monkeypatch):
     assert isinstance(error, OSError) and str(error) == '--tile takes 8 bits in three channels'
 
 
-def test_wrong_input_is_one_sentence(folder, run, tmp_path):
+def test_wrong_input_is_one_sentence(folder, run, tmp_path, capsys):
     (tmp_path / 'pose.py').write_text("default_scope = 'mmpose'\nmodel = dict(type='x')")
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'film.mp4').write_bytes(b'no film')
@@ -380,6 +380,9 @@ def test_wrong_input_is_one_sentence(folder, run, tmp_path):
     ):
         with pytest.raises(SystemExit, match=words):
             run('mmdet', *args, **options)
+    said = capsys.readouterr().err
+    assert 'argument --workers: 0 must be a whole number above 0' in said
+    assert 'argument --overlap: 1 must be a number from 0 to below 1' in said
     with pytest.raises(SystemExit, match="not for a config of mmseg; a segmenter .*='slide'"):
         run('mmseg', image, '--tile', '64')
     with pytest.raises(SystemExit, match='^--out-json is for .*, not for a config of mmpretr'):
