@@ -33,8 +33,9 @@ def coco(tmp_path_factory):
 
 
 def call(script, *args, cwd):
+    """Run a script in a process of its own, with one thread: another test runs beside it."""
     return subprocess.run([sys.executable, str(script), *map(str, args)], cwd=cwd, text=True,
-                          capture_output=True, env=dict(os.environ, OMP_NUM_THREADS='2'))
+                          capture_output=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
 
 
 def run_main(tool, folder, monkeypatch, *args):
