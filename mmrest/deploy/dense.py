@@ -96,16 +96,19 @@ class OnnxSegmenter(OnnxModel):
         self.preprocess = Preprocess(model.data_preprocessor)
         self.model = model
 
-    def forward(self, image: Tensor) -> Tensor:
-        H, W = image.shape[-2:]
+    def logits(self, image: Tensor) -> Tensor:
+        """(B, classes, H, W), with the padding of the preprocessor."""
         image = self.preprocess(image)
-        logits = F.interpolate(
+        return F.interpolate(
             self.model(image, mode='tensor'), size=image.shape[-2:], mode='bilinear',
             align_corners=self.model.align_corners)
-        return logits[..., :H, :W].argmax(1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        H, W = image.shape[-2:]
+        return self.logits(image)[..., :H, :W].argmax(1)
 
 
-class SlidingSegmenter(OnnxModel):
+class SlidingSegmenter(OnnxSegmenter):
     """The same in mode 'slide': crops to logits (B, classes, h, w), of which mm takes the mean.
 
     Raises:
@@ -114,20 +117,15 @@ class SlidingSegmenter(OnnxModel):
     names = ('logits', )
 
     def __init__(self, model: nn.Module):
-        super().__init__()
-        known.check(model)
+        super().__init__(model)
         known.check_slide(model)
         (H, W), (h, w) = (map(int, model.test_cfg[name]) for name in ('crop_size', 'stride'))
         self.metadata = dict(slide=dict(
             crop_size=[H, W], stride=[h, w], align_corners=model.align_corners))
         self.more_sizes = ((1, H + 1, W + w + 1), )  # 2 x 3 crops
-        self.preprocess = Preprocess(model.data_preprocessor)
-        self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
-        return F.interpolate(
-            self.model(self.preprocess(image), mode='tensor'), size=image.shape[-2:],
-            mode='bilinear', align_corners=self.model.align_corners)
+        return self.logits(image)
 
     def outputs(self, run: Callable[[dict], List[np.ndarray]], image: Tensor) -> List[Any]:
         """The class of each pixel: mm's own ``slide_inference``, with the file's logits."""
