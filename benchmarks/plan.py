@@ -4,6 +4,7 @@ from typing import NamedTuple, Tuple
 BACKBONES = ('ResT-Small', 'ResT-Small, compiled', 'ResT-Small, published', 'ResT-Lite',
              'ResT-Base', 'PVT-T', 'PVTv2-B1', 'Swin-T', 'R-18', 'R-50')
 SMALL_IMAGES = tuple(name for name in BACKBONES if name != 'ResT-Small, compiled')
+TRAINED = tuple(name for name in SMALL_IMAGES if name not in ('ResT-Base', 'PVTv2-B1'))
 EXPORTS = tuple(name + how for name in ('ResT-Small', 'R-18', 'R-50')
                 for how in ('', ', onnxruntime'))
 FEW = ('ResT-Small', 'Swin-T', 'R-18', 'R-50')
@@ -29,22 +30,22 @@ class Table(NamedTuple):
     models: Tuple[str, ...]  # its rows
 
 
-def both(turns, batch, height, width, models, precision='float32', exported=()):
-    """Inference, of exported models too, and training, each with its number of turns."""
-    size = (batch, height, width)
-    return Table((Column('inference', *size, turns[0], models + exported, precision),
-                  Column('training', *size, turns[1], models, precision)), models)
+def both(turns, batch, height, width, models, precision='float32'):
+    """Inference and training, each with its number of turns."""
+    return Table((Column('inference', batch, height, width, turns[0], models, precision),
+                  Column('training', batch, height, width, turns[1], models, precision)), models)
 
 
-BACKBONE = both((3, 2), 1, 800, 1344, BACKBONES, exported=EXPORTS[1::2])
+BACKBONE = Table((Column('inference', 1, 800, 1344, 3, BACKBONES + EXPORTS[1::2]),
+                  Column('training', 1, 800, 1344, 2, TRAINED)), BACKBONES)
 CPU = dict(
     backbone=BACKBONE,
     export=Table(BACKBONE.columns[:1], EXPORTS),
-    mask_rcnn=both((2, 2), 1, 800, 1344, MASK),
+    mask_rcnn=both((2, 1), 1, 800, 1344, MASK),
     retinanet=both((2, 1), 1, 800, 1344, RETINA),
-    small_images=both((5, 5), 4, 224, 224, SMALL_IMAGES),
+    small_images=both((3, 3), 4, 224, 224, SMALL_IMAGES),
     growth=Table(tuple(Column('inference', 1, side, side, turns, FEW)
-                       for side, turns in ((512, 4), (1024, 2), (2048, 1))), FEW),
+                       for side, turns in ((512, 3), (1024, 2), (2048, 1))), FEW),
     bfloat16=both((3, 2), 1, 800, 1344, FEW, 'bfloat16'))
 GPU = dict(
     gpu=Table((*both((3, 3), 8, 800, 1344, ON_A_GPU, 'bfloat16').columns,
