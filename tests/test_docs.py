@@ -194,6 +194,7 @@ def run(command, cwd):
 
 
 *LOOK, FIND, EVALUATE = blocks(DOCS / 'evaluate.md', 'bash')
+MODEL, _ = lines_of(LOOK[0])
 WRITE, *EVALUATE = lines_of(EVALUATE)
 WRITTEN = dict(  # what has to be there afterwards
     analyze_results='best_and_worst/*/*.jpg', browse_dataset='browsed/*.jpg',
@@ -208,7 +209,7 @@ def test_commands_for_a_trained_model_run(project):
     deploy = blocks(DOCS / 'deploy.md', 'bash')[0]  # the others need a trained model, or serve
     for command in (*LOOK, *lines_of(deploy), *lines_of(*blocks(DOCS / 'errors.md', 'bash'))):
         if all(find_spec(package) for word, package in needs.items() if word in command):
-            run(command, project)
+            run(f'{MODEL}\n{command}', project)
     assert {'attention.png', 'features.png', 'cam.png', 'report.json', 'found_onnx'} <= {
         path.name for path in project.iterdir()}
 
@@ -222,7 +223,7 @@ def predicted(project, tmp_path_factory):
     checkpoint = torch.load(path)
     checkpoint['state_dict']['roi_head.bbox_head.fc_cls.bias'][-1] = 0
     torch.save(checkpoint, path)
-    run(WRITE, folder)
+    run(f'{MODEL}\n{WRITE}', folder)
     return folder
 
 
@@ -232,7 +233,7 @@ def test_scripts_of_others_run(command, predicted, project):
     if package := dict(coco='hotcoco', sahi='sahi').get(command.split()[0]):
         pytest.importorskip(package)
     folder = project if package == 'sahi' else predicted  # it refuses some untrained masks
-    run(f'{FIND}\n{command}', folder)
+    run(f'{MODEL}\n{FIND}\n{command}', folder)
     for name, files in WRITTEN.items():
         if re.search(rf'\b{name} ', command):
             assert list(folder.glob(files)), f'{command}: no {files}'
@@ -343,8 +344,8 @@ def test_commands_name_what_there_is(page):
         if words[:1] == ['make']:
             assert words[1] in targets, command
         for i, word in enumerate(words):
-            if re.match('(configs|tools|benchmarks)/', word):
-                assert (ROOT / word).exists(), f'{command}: no {word}'
+            if path := re.match('(config=)?((configs|tools|benchmarks)/.*)', word):
+                assert (ROOT / path[2]).exists(), f'{command}: no {word}'
             if word.startswith('tools/'):
                 for option in (word for word in words[i:] if word.startswith('--')):
                     assert option in help_of(words[i]), f'{command}: there is no {option}'
