@@ -10,7 +10,7 @@ help:
 	@echo 'make demo       train a small detector on your CPU, from end to end'
 	@echo 'make test       run the tests'
 	@echo 'make torture    the slow tests, and the oldest PyTorch that mmrest takes (8 GB more)'
-	@echo 'make bench      measure ResT beside its peers on your CPU (half an hour)'
+	@echo 'make bench      measure ResT beside its peers on your CPU (20 minutes)'
 	@echo 'make bench-gpu  the same on your GPU'
 	@echo 'make docs       build the documentation into docs/_build/html'
 	@echo 'make lint       check style, spelling and types'

@@ -20,9 +20,7 @@ from mmengine.optim import build_optim_wrapper
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import COMPILED, DETECTORS, REST, backbone, detector
-from benchmarks.published import NUM_HEADS, SR_RATIOS, attention
 from mmrest.deploy import export
-from mmrest.ops import emsa_attention
 
 ONNXRUNTIME = ', onnxruntime'  # after a backbone's name: as an exported file
 TURN = 0.5  # least seconds of a turn
@@ -126,29 +124,7 @@ def detector_and_data(case):
     return detector(case['model']).to(case['device']), data
 
 
-def attention_step(case):
-    """Forward and backward of the attention alone, as in a stage of ResT-Small."""
-    stage = int(case['mode'].split()[-1])
-    h, s = NUM_HEADS[stage - 1], SR_RATIOS[stage - 1]
-    H, W = (-(-case[side] // 2**(stage + 1)) for side in ('height', 'width'))
-    B, N, M, d = case['batch'], H * W, -(-H // s) * -(-W // s), 64
-    options = dict(device=case['device'], dtype=getattr(torch, case['precision']))
-    q = torch.randn(B, N, h, d, **options).transpose(1, 2)
-    k, v = torch.randn(2, B, M, h, d, **options).transpose(2, 3).unbind()
-    mix, bias = torch.randn(h, h, **options), torch.zeros(h, **options)
-    inputs = [x.requires_grad_() for x in (q, k, v, mix, bias)]
-    function = emsa_attention if case['model'] in REST else attention
-    if case['model'].endswith(COMPILED):
-        function = torch.compile(function)
-
-    def step():
-        out = function(*inputs)
-        torch.autograd.grad(out, inputs, torch.ones_like(out), allow_unused=True)
-
-    return step
-
-
-STEPS = dict(inference=inference_step, training=training_step, attention=attention_step)
+STEPS = dict(inference=inference_step, training=training_step)
 
 
 def count(case):
@@ -195,7 +171,7 @@ def memory(case, peak=False):
 
 def measure(case, turns):
     """Yield 'ready', the seconds of each of some turns, and a dict with the other metrics."""
-    step = STEPS[case['mode'].split()[0]](case)
+    step = STEPS[case['mode']](case)
     before = memory(case)  # with weights and input
     yield 'ready'
     for _ in turns:
@@ -203,8 +179,7 @@ def measure(case, turns):
     found = {}
     if case['device'] == 'cuda' or not case['model'].endswith(COMPILED):
         found['bytes'] = memory(case, peak=True) - before  # without the compiler's
-    if case['mode'] in ('inference', 'training') and not (
-            case['model'] in DETECTORS or case['model'].endswith(ONNXRUNTIME)):
+    if case['model'] not in DETECTORS and not case['model'].endswith(ONNXRUNTIME):
         found.update(count(case))
     yield found
 

@@ -113,8 +113,7 @@ def growth(result, smallest):
 
 
 def title(column):
-    mode = column.mode.replace('attention', 'stage')
-    return f'{mode}, {column.batch} x {column.height} x {column.width}'
+    return f'{column.mode}, {column.batch} x {column.height} x {column.width}'
 
 
 def lines(head, rows):
@@ -182,7 +181,7 @@ def missing(found):
         for column in columns(name):
             have = of(column, found.get(name, {}), column.models)
             lacking = [model for model in column.models if model not in have]
-            models = f": {', '.join(lacking)}" if have else ''
+            models = f": {', '.join(f'`{model}`' for model in lacking)}" if have else ''
             gaps += [f'`{COMMAND[name]}`, {column.precision}, {title(column)}{models}'] * (
                 bool(lacking))
     return f"Not measured: {'; '.join(gaps)}." if gaps else 'All of the plan was measured.'

@@ -10,8 +10,8 @@ EXPORTS = tuple(name + how for name in ('ResT-Small', 'R-18', 'R-50')
 FEW = ('ResT-Small', 'Swin-T', 'R-18', 'R-50')
 MASK, RETINA = (tuple(f'{detector} {backbone}' for backbone in ('ResT-Small', 'R-18', 'R-50'))
                 for detector in ('Mask R-CNN', 'RetinaNet'))
-ATTENTION = ('ResT-Small', 'ResT-Small, published', 'ResT-Small, published, compiled')
-ON_A_GPU = (*ATTENTION, 'ResT-Small, compiled', 'PVT-T', 'Swin-T', 'R-18', 'R-50')
+ON_A_GPU = ('ResT-Small', 'ResT-Small, compiled', 'ResT-Small, published',
+            'ResT-Small, published, compiled', 'PVT-T', 'Swin-T', 'R-18', 'R-50')
 
 
 class Column(NamedTuple):
@@ -32,8 +32,9 @@ class Table(NamedTuple):
 
 def both(turns, batch, height, width, models, precision='float32'):
     """Inference and training, each with its number of turns."""
-    return Table((Column('inference', batch, height, width, turns[0], models, precision),
-                  Column('training', batch, height, width, turns[1], models, precision)), models)
+    size = (batch, height, width)
+    return Table((Column('inference', *size, turns[0], models, precision),
+                  Column('training', *size, turns[1], models, precision)), models)
 
 
 BACKBONE = Table((Column('inference', 1, 800, 1344, 3, BACKBONES + EXPORTS[1::2]),
@@ -47,11 +48,8 @@ CPU = dict(
     growth=Table(tuple(Column('inference', 1, side, side, turns, FEW)
                        for side, turns in ((512, 3), (1024, 2), (2048, 1))), FEW),
     bfloat16=both((3, 2), 1, 800, 1344, FEW, 'bfloat16'))
-GPU = dict(
-    gpu=Table((*both((3, 3), 8, 800, 1344, ON_A_GPU, 'bfloat16').columns,
-               *both((3, 3), 256, 224, 224, ON_A_GPU, 'bfloat16').columns), ON_A_GPU),
-    attention=Table(tuple(Column(f'attention {stage}', 8, 800, 1344, 3, ATTENTION, 'bfloat16')
-                          for stage in (2, 3, 4)), ATTENTION))
+GPU = dict(gpu=Table((*both((3, 3), 8, 800, 1344, ON_A_GPU, 'bfloat16').columns,
+                      *both((3, 3), 256, 224, 224, ON_A_GPU, 'bfloat16').columns), ON_A_GPU))
 PLAN = dict(cpu=CPU, gpu=GPU)  # by the name of the file of results
 
 

@@ -1,6 +1,6 @@
 """Measure time and memory of mmrest beside the port of the published model and mmdet's models.
 
-    python benchmarks/run.py        # on a CPU, in half an hour on two cores
+    python benchmarks/run.py        # on a CPU, 20 minutes on two cores
     python benchmarks/run.py --gpu  # what needs an NVIDIA GPU
 
 If mmrest and the port disagree, nothing is measured. Each model has a process of its own; those

@@ -57,7 +57,7 @@ def test_what_was_not_measured_is_in_no_table_but_in_one_sentence():
     results = found(*(result(LARGE[0], model, 1.) for model in LARGE[0].models[:-1]))
     assert page.table('growth', plan.PLAN['cpu']['growth'], results) == []
     text = page.missing(dict(cpu=results))
-    assert f'1 x 800 x 1344: {LARGE[0].models[-1]}; `make bench`, float32, training' in text
+    assert f'1 x 800 x 1344: `{LARGE[0].models[-1]}`; `make bench`, float32, training' in text
     assert 'make bench-gpu' in text and 'PVT-T' not in text.split(';')[0]
 
 
