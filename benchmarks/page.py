@@ -103,7 +103,7 @@ def ratios(result, first):
 
 def ratio(result, first):
     middle, *ends = (f'{value:.2f}' for value in ratios(result, first))
-    return middle if len(set(ends)) == 1 else f"{middle} ({' to '.join(ends)})"
+    return middle if len(set(ends)) == 1 else f"{middle} ({'–'.join(ends)})"
 
 
 def growth(result, smallest):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-project = 'mmrest'
+project, copyright = 'mmrest', 'the mmrest authors'
 release = re.search("'(.+)'", (ROOT / 'mmrest/version.py').read_text())[1]
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
 exclude_patterns = ['_build']
