@@ -49,7 +49,7 @@ def replace(text, blocks):
         _, closing, after = rest.partition(end)
         if not (marker and closing):
             raise ValueError(f'the page has no {begin} with {end} after it')
-        text = before + '\n'.join([begin, *lines, '', end]) + after
+        text = before + '\n'.join([begin, *lines, end]) + after
     return text
 
 
@@ -96,13 +96,19 @@ def cost(result):
 
 
 def ratios(result, first):
-    """Of a model's times to the first one's: median, smallest and largest of the turns."""
-    pairs = [a / b for a, b in zip(result['seconds'], first['seconds'])]
-    return median(pairs), min(pairs), max(pairs)
+    """Of a model's times to the first one's, in each turn."""
+    return [a / b for a, b in zip(result['seconds'], first['seconds'])]
+
+
+def compared(result, first):
+    """The cost, in bold if every turn is faster than the first model's."""
+    faster = max(ratios(result, first)) < 1 - NOISE
+    return f'**{cost(result)}**' if faster else cost(result)
 
 
 def ratio(result, first):
-    middle, *ends = (f'{value:.2f}' for value in ratios(result, first))
+    turns = ratios(result, first)
+    middle, *ends = (f'{value:.2f}' for value in (median(turns), min(turns), max(turns)))
     return middle if len(set(ends)) == 1 else f"{middle} ({'–'.join(ends)})"
 
 
@@ -124,12 +130,13 @@ def lines(head, rows):
 
 
 def table(name, planned, found):
-    """Lines of a table and of who is faster in it. What has no result has no row or column."""
+    """Lines of a table. What has no result has no row or column."""
     results = {column: of(column, found, planned.models) for column in planned.columns}
     results = {column: models for column, models in results.items() if models}
     if not results:
         return []
     head, smallest = ['model'], next(iter(results.values()))
+    second = growth if name == 'growth' else ratio
     rows = {model: [model] for model in planned.models
             if any(model in models for models in results.values())}
     if name in COUNTED:
@@ -139,29 +146,13 @@ def table(name, planned, found):
             row += [digits(result['parameters'] / 1e6), digits(result['multiply_adds'] / 1e9)]
     for column, models in results.items():
         head += [title(column), 'time per pixel' if name == 'growth' else 'ratio']
+        first = models[column.models[0]]
         for model, row in rows.items():
-            to = smallest.get(model) if name == 'growth' else models[column.models[0]]
-            second = growth if name == 'growth' else ratio
-            row += [cost(models[model]), second(models[model], to) if to else ''] if (
-                model in models) else ['', '']
-    return [*lines(head, rows.values()), *who_is_faster(results)]
-
-
-def who_is_faster(results):
-    """A line for each column with other networks: which are faster than ResT-Small."""
-    told = []
-    for column, models in results.items():
-        first = column.models[0]
-        others = {model: ratios(result, models[first]) for model, result in models.items()
-                  if 'ResT' not in model and ', ' not in model}
-        faster = [f'{model} ({middle:.2f})' for model, (middle, low, high) in sorted(
-            others.items(), key=lambda item: item[1]) if high < 1 - NOISE]
-        equal = [model for model, (_, low, high) in others.items()
-                 if low <= 1 + NOISE and high >= 1 - NOISE]
-        parts = [f"faster than {first}: {', '.join(faster) or 'none'}"]
-        parts += [f"as fast, within {NOISE:.0%}: {', '.join(equal)}"] * bool(equal)
-        told += [f"* {title(column)}: {'; '.join(parts)}"] * bool(others)
-    return ['', *told] if told else []
+            row += ['', '']
+            if result := models.get(model):
+                to = smallest.get(model) if name == 'growth' else first
+                row[-2:] = compared(result, first), second(result, to) if to else ''
+    return lines(head, rows.values())
 
 
 def where(files):
@@ -193,13 +184,13 @@ def speed(files, found):
     shown = (*large.columns, small.columns[0])
     results = {column: of(column, found['cpu'], large.models) for column in shown}
     results = {column: models for column, models in results.items() if models}
-    rows = [[model, *(cost(models[model]) if model in models else ''
+    first = large.models[0]
+    rows = [[model, *(compared(models[model], models[first]) if model in models else ''
                       for models in results.values())] for model in large.models
             if any(model in models for models in results.values())]
     at = files['cpu']['where']
-    return [f"float32 on {at['machine']}, torch {at['torch']}:", '',
-            *lines(['', *map(title, results)], rows), *who_is_faster(results),
-            *on_a_gpu(files, found)]
+    said = f"float32 on {at['machine']}, torch {at['torch']}. Bold is faster than {first}:"
+    return [said, '', *lines(['', *map(title, results)], rows), '', *on_a_gpu(files, found)]
 
 
 def on_a_gpu(files, found):
