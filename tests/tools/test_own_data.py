@@ -78,8 +78,8 @@ TO_COCO, TILE_COCO = (f'dataset_converters/{name}_coco.py --out out' for name in
     (f'{TO_COCO} voc .', 'no photograph of voc in .'),
     (f'{TILE_COCO} no --tile 9', "No such file or directory: 'no'")])
 def test_mistakes_are_said_in_one_sentence(command, words, tmp_path):
-    for name in ('good', 'bad'):
-        tiny_data.write_coco(tmp_path / name)
+    for name, seed in (('good', 0), ('bad', 100)):
+        tiny_data.write_coco(tmp_path / name, seed)
     (tmp_path / 'bad/images/1.png').unlink()
     script, *args = command.split()
     text = run(script, *args, cwd=tmp_path, code=1)
