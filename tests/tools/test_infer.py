@@ -303,7 +303,7 @@ test_dataloader = dict(dataset=dict(data_root='{tmp_path}', ann_file='coco.json'
 
 
 @needs_sahi
-def test_tiles_are_images_of_their_own(detector, tool, folder, tmp_path, monkeypatch):
+def test_tiles_are_images_of_their_own(detector, tool, folder, files, tmp_path, monkeypatch):
     """Boxes are those of the crops, loaded from files; of two tiles side by side."""
     path = str(folder / 'images/0.png')
     tiling = tool.tiled.Tiling(64, 0., 'NMS', batch_size=3)
@@ -324,14 +324,10 @@ def test_tiles_are_images_of_their_own(detector, tool, folder, tmp_path, monkeyp
     whole, same = (dict(tool.infer(detector, [path], 1, 1, tiles))[path][1]
                    for tiles in (None, tool.tiled.Tiling(128)))
     assert same == whole
-
-
-def test_images_that_tiles_cannot_be_of(detector, tool, files, monkeypatch):
     cfg = read_config(str(ROOT / CONFIGS['mmdet']))
     cfg.test_dataloader.dataset.pipeline[0].color_type = 'unchanged'
     monkeypatch.setattr(detector, 'pipeline', detector.inferencer._init_pipeline(cfg))
-    (_, error), = tool.infer(
-        detector, [str(files / '16_bits.png')], 1, 1, tool.tiled.Tiling(64))
+    (_, error), = tool.infer(detector, [str(files / '16_bits.png')], 1, 1, tiling)
     assert isinstance(error, OSError) and str(error) == '--tile takes 8 bits in three channels'
 
 

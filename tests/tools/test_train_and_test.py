@@ -262,6 +262,7 @@ def tools(monkeypatch):
     ('epoch_1.pth', ['epoch_2.pth'], 'epoch_2.pth'),  # max_keep_ckpts=1
     (None, ['epoch_1.pth'], 'epoch_1.pth'),
     (None, [], None),
+    ('gone.pth', [], FileNotFoundError),
 ])
 def test_what_resume_takes(named, files, expected, tools, tmp_path, capsys):
     from train import find_checkpoint
@@ -270,15 +271,12 @@ def test_what_resume_takes(named, files, expected, tools, tmp_path, capsys):
         os.utime(tmp_path / name, (step, step))
     if named is not None:
         (tmp_path / 'last_checkpoint').write_text(named and str(tmp_path / named))
+    if expected is FileNotFoundError:
+        with pytest.raises(expected, match='no checkpoint to resume .* remove .*last_che'):
+            find_checkpoint(str(tmp_path))
+        return
     assert find_checkpoint(str(tmp_path)) == (expected and str(tmp_path / expected))
     assert ('resuming from' in capsys.readouterr().out) == (named != expected)
-
-
-def test_a_lost_checkpoint_is_an_error(tools, tmp_path):
-    from train import find_checkpoint
-    (tmp_path / 'last_checkpoint').write_text('gone.pth')
-    with pytest.raises(FileNotFoundError, match='no checkpoint to resume .* remove .*last_che'):
-        find_checkpoint(str(tmp_path))
 
 
 REMOTE = dict(backend='petrel', path_mapping={'data/': 's3://bucket/data/'})
