@@ -1,4 +1,3 @@
-import importlib.util
 import json
 
 import cv2
@@ -7,12 +6,7 @@ import pytest
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from .conftest import ROOT
-
-spec = importlib.util.spec_from_file_location(
-    'digits_to_coco', ROOT / 'tools/dataset_converters/digits_to_coco.py')
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+from tools.dataset_converters import digits_to_coco as script
 
 
 @pytest.fixture(scope='module')
