@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ['cat', 'dog']
@@ -15,6 +16,13 @@ def draw(path, seed, shape=(64, 96)):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (*shape, 3), np.uint8)
     assert cv2.imwrite(str(path), pixels)
+
+
+def exif(orientation):
+    """What Pillow writes for a photograph that is to be turned."""
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data
 
 
 def coco(num_images=4, names=CLASSES, shape=(64, 96), ending='png'):
@@ -71,7 +79,7 @@ def write_segments(folder, seed=0):
     return folder
 
 
-def voc_xml(things, filename='', size=None, more=''):
+def voc_xml(things, filename='', size=None):
     """Pascal VOC's XML of (class, xmin, ymin, xmax, ymax)."""
     objects = ''.join(
         f'<object><name>{name}</name><bndbox>' + ''.join(
@@ -79,7 +87,7 @@ def voc_xml(things, filename='', size=None, more=''):
                 ('xmin', 'ymin', 'xmax', 'ymax'), corners)) + '</bndbox></object>'
         for name, *corners in things)
     size = f'<size><width>{size[0]}</width><height>{size[1]}</height></size>' if size else ''
-    return (f'<annotation><filename>{filename}</filename>{size}{objects}{more}</annotation>')
+    return f'<annotation><filename>{filename}</filename>{size}{objects}</annotation>'
 
 
 def write_voc(folder):

@@ -19,6 +19,7 @@ from mmrest.own_data.formats.photos import read_size
 
 from ..tiny_data import (
     draw,
+    exif,
     labelme_json,
     shape,
     voc_xml,
@@ -30,67 +31,70 @@ from ..tiny_data import (
 CAT = ('cat', 10, 10, 30, 40)
 
 
-def files(out):
-    return {path.stem: json.loads(path.read_text()) for path in out.glob('*.json')}
+@pytest.fixture
+def converted(tmp_path):
+    """Convert to tmp_path/out: what was written, by part, and the lines in one text."""
+
+    def converted(kind, *sources, out='out', **options):
+        lines = convert(kind, sources, tmp_path / out, **options)
+        written = {path.stem: json.loads(path.read_text())
+                   for path in (tmp_path / out).glob('*.json')}
+        return written, '\n'.join(lines)
+
+    return converted
+
+
+def count(written):
+    return {part: len(content['images']) for part, content in written.items()}
 
 
 @pytest.fixture
-def voc(tmp_path):
+def voc(tmp_path, converted):
     """Write a.xml beside a.png (96 x 64); convert; the training's content and the lines."""
 
-    def write(*things, name='a', photo='a.png', more='', filename='a.png', size=(96, 64),
+    def write(*things, photo='a.png', filename='a.png', size=(96, 64),
               change=lambda text: text, **options):
-        if photo:
-            draw(tmp_path / photo, 1)
-        (tmp_path / f'{name}.xml').write_text(
-            change(voc_xml(things or [CAT], filename, size, more)))
-        lines = convert('voc', [tmp_path], tmp_path / 'out', **options)
-        return files(tmp_path / 'out')['train'], '\n'.join(lines)
+        draw(tmp_path / photo, 1)
+        (tmp_path / 'a.xml').write_text(change(voc_xml(things or [CAT], filename, size)))
+        written, said = converted('voc', tmp_path, **options)
+        return written['train'], said
 
     return write
 
 
-def test_voc_by_its_lists(tmp_path):
+def test_voc_by_its_lists(converted, tmp_path):
     write_voc(tmp_path / 'voc')
-    lines = convert('voc', [tmp_path / 'voc'], tmp_path / 'deep/out')
-    assert [line.partition('/out/')[2] for line in lines] == [
+    (tmp_path / 'far/away').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to('far/away')  # whose '..' leads to its real parent
+    written, said = converted('voc', tmp_path / 'voc', out='link/out')
+    assert [line.partition('/out/')[2] for line in said.splitlines()] == [
         'train.json: 2 images, 4 objects, 0 crowds', 'val.json: 1 images, 2 objects, 0 crowds',
         'test.json: 1 images, 2 objects, 0 crowds']
-    written = files(tmp_path / 'deep/out')
     assert written['val'] == dict(
-        images=[dict(id=1, file_name='../../voc/JPEGImages/2.jpg', width=96, height=64)],
+        images=[dict(id=1, file_name='../../../voc/JPEGImages/2.jpg', width=96, height=64)],
         annotations=[
             dict(category_id=1, bbox=[8, 10, 24, 30], area=720, iscrowd=0, id=1, image_id=1),
             dict(category_id=2, bbox=[50, 10, 24, 30], area=720, iscrowd=0, id=2, image_id=1)],
         categories=[dict(id=1, name='cat', supercategory='none'),
                     dict(id=2, name='dog', supercategory='none')])
-    assert {path.suffix for path in (tmp_path / 'deep').rglob('*.*')} == {'.json'}
-    split, = read('boxes', tmp_path / 'deep/out/train.json')  # finds the photographs there
+    assert {path.suffix for path in (tmp_path / 'far').rglob('*.*')} == {'.json'}
+    split, = read('boxes', tmp_path / 'link/out/train.json')  # finds the photographs there
     assert split.findings == [] and len(split.sizes) == 2
 
 
-def test_voc_lists_and_files_that_do_not_agree(tmp_path):
+def test_voc_lists_and_files_that_do_not_agree(converted, tmp_path):
     folder = write_voc(tmp_path / 'voc')
     lists = folder / 'ImageSets/Main'
     (lists / 'train.txt').rename(lists / 'trainval.txt')  # counts without a train.txt
     (lists / 'val.txt').write_text('lost\n')
     (lists / 'cat_test.txt').write_text('3 -1\n')  # of one class: no list of photographs
-    lines = convert('voc', [folder], tmp_path / 'out')
-    assert lines[:2] == [
+    written, said = converted('voc', folder)
+    assert said.splitlines()[:2] == [
         f'W names in lists that have no XML file (1): {lists}/val.txt',
         f'W files that are in none of the lists, left out (1): {folder}/Annotations/2.xml']
-    assert {part: len(content['images']) for part, content in files(tmp_path / 'out').items()
-            } == dict(train=2, test=1)
-    lines = convert('voc', sorted(folder.glob('Annotations/*.xml')), tmp_path / 'single')
-    assert lines == [f'{tmp_path}/single/train.json: 4 images, 8 objects, 0 crowds']
-
-
-def test_voc_difficult_is_a_crowd(voc):
-    content, said = voc(CAT, ('cat', 50, 10, 70, 40), change=lambda text: text.replace(
-        '<bndbox>', '<difficult>1</difficult><bndbox>', 1))
-    assert [thing['iscrowd'] for thing in content['annotations']] == [1, 0]
-    assert 'W objects marked difficult' in said and '(1): ' in said
-    assert '1 images, 1 objects, 1 crowds' in said
+    assert count(written) == dict(train=2, test=1)
+    _, said = converted('voc', *sorted(folder.glob('Annotations/*.xml')), out='single')
+    assert said == f'{tmp_path}/single/train.json: 4 images, 8 objects, 0 crowds'
 
 
 @pytest.mark.parametrize('size, kept, words', [
@@ -105,40 +109,32 @@ def test_voc_size_is_compared(size, kept, words, voc):
     assert words in said and 'a.xml' in said if words else said.count('\n') == 0
 
 
-def test_voc_size_from_before_exif_is_kept_and_the_check_refuses_it(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new('RGB', (96, 64)).save(tmp_path / 'a.jpg', exif=exif)
+def test_voc_size_from_before_exif_is_kept_and_the_check_refuses_it(converted, tmp_path):
+    Image.new('RGB', (96, 64)).save(tmp_path / 'a.jpg', exif=exif(6))
     (tmp_path / 'a.xml').write_text(voc_xml([CAT], 'a.jpg', (96, 64)))
-    first, _ = convert('voc', [tmp_path], tmp_path / 'out')
-    assert 'before EXIF' in first and first.endswith('a.xml (96x64, not 64x96)')
+    _, said = converted('voc', tmp_path)
+    assert 'before EXIF' in said and f'{tmp_path}/a.xml (96x64, not 64x96)\n' in said
     split, = read('boxes', tmp_path / 'out/train.json')
     assert any(f.level == 'E' and 'EXIF' in f.what for f in split.findings)
 
 
-@pytest.mark.parametrize('filename', ['b.png', 'C:\\photos\\b.png', 'lost.png', ''])
-def test_voc_takes_the_photograph_of_its_own_name(filename, voc, tmp_path):
-    draw(tmp_path / 'b.png', 2)
-    content, said = voc(filename=filename)
-    assert content['images'][0]['file_name'] == '../a.png'
-    named = filename.rpartition('\\')[2]
-    assert (f'a.xml (names {named})' in said) == bool(filename)
+@pytest.mark.parametrize('photo, filename, taken, said', [
+    ('a.png', 'b.png', '../a.png', 'a.xml (names b.png)'),
+    ('a.png', 'C:\\photos\\b.png', '../a.png', 'a.xml (names b.png)'),
+    ('a.png', 'lost.png', '../a.png', 'a.xml (names lost.png)'), ('a.png', '', '../a.png', ''),
+    ('a.png', 'a', '../a.png', ''), ('a.JPG', 'a.tif', '../a.JPG', ''),
+    ('photo.png', 'C:\\x\\photo.png', '../photo.png', ''),
+    ('images/a.png', 'a.png', None, 'W files without their photograph, left out (1): ')])
+def test_voc_takes_the_photograph_of_its_own_name(photo, filename, taken, said, voc, tmp_path):
+    draw(tmp_path / 'b.png', 3)
+    (tmp_path / 'b.xml').write_text(voc_xml([CAT]))
+    content, lines = voc(photo=photo, filename=filename)
+    names = sorted(image['file_name'] for image in content['images'])
+    assert names == sorted(filter(None, [taken, '../b.png']))
+    assert said in lines and lines.count('W ') == bool(said)
 
 
-@pytest.mark.parametrize('photo, filename, taken', [
-    ('a.JPG', 'a.tif', '../a.JPG'), ('photo.png', 'C:\\x\\photo.png', '../photo.png'),
-    ('a.png', 'a', '../a.png'), ('images/a.png', 'a.png', None)])
-def test_voc_where_the_photograph_is(photo, filename, taken, voc, tmp_path):
-    draw(tmp_path / 'other.png', 3)
-    (tmp_path / 'other.xml').write_text(voc_xml([CAT]))
-    content, said = voc(photo=photo, filename=filename)
-    names = {image['file_name'] for image in content['images']}
-    assert names == {'../other.png', taken} - {None}
-    lost = f'W files without their photograph, left out (1): {tmp_path}/a.xml'
-    assert (lost in said) == (taken is None) and 'names' not in said
-
-
-def test_voc_annotations_beside_images(tmp_path):
+def test_voc_annotations_beside_images(converted, tmp_path):
     """As Kaggle has it, with folders in them, a linked one, and hidden files."""
     draw(tmp_path / 'set/images/deep/a.png', 1)
     for name in ('deep/a.xml', 'deep/._a.xml', '.hidden/a.xml'):
@@ -146,34 +142,15 @@ def test_voc_annotations_beside_images(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(voc_xml([CAT]))
     (tmp_path / 'set/annotations/deep/loop').symlink_to(tmp_path / 'set')
-    draw(tmp_path / 'more/b.png', 2)
-    (tmp_path / 'more/b.xml').write_text(voc_xml([CAT]))
+    draw(tmp_path / 'more/a.png', 2)
+    (tmp_path / 'more/a.xml').write_text(voc_xml([CAT]))
     (tmp_path / 'set/annotations/more').symlink_to(tmp_path / 'more')
     (tmp_path / 'link').symlink_to(tmp_path / 'set')
-    lines = convert('voc', [tmp_path / 'link'], tmp_path / 'out')
-    assert lines == [f'{tmp_path}/out/train.json: 2 images, 2 objects, 0 crowds']
-    names = [i['file_name'] for i in files(tmp_path / 'out')['train']['images']]
-    assert names == ['../set/images/deep/a.png', '../more/b.png']
-
-
-def test_a_linked_folder_for_the_json(tmp_path):
-    """'..' leads to the real parent of the folder."""
-    (tmp_path / 'far/away').mkdir(parents=True)
-    (tmp_path / 'link').symlink_to(tmp_path / 'far/away')
-    write_labelme(tmp_path / 'photos')
-    convert('labelme', [tmp_path / 'photos'], tmp_path / 'link/out')
-    image = files(tmp_path / 'link/out')['train']['images'][0]
-    assert (tmp_path / 'link/out' / image['file_name']).is_file()
-
-
-def test_voc_one_name_in_two_folders(tmp_path):
-    for place, seed in (('north', 1), ('south', 2)):
-        draw(tmp_path / place / '001.png', seed)
-        (tmp_path / place / '001.xml').write_text(voc_xml([(place, 10, 10, 30, 40)]))
-    convert('voc', sorted(tmp_path.glob('*/*.xml')), tmp_path / 'out')
-    content = files(tmp_path / 'out')['train']
+    written, said = converted('voc', tmp_path / 'link')
+    assert said == f'{tmp_path}/out/train.json: 2 images, 2 objects, 0 crowds'
+    content = written['train']
     assert [i['file_name'] for i in content['images']] == [
-        '../north/001.png', '../south/001.png']
+        '../set/images/deep/a.png', '../more/a.png']
     assert [thing['image_id'] for thing in content['annotations']] == [1, 2]
 
 
@@ -205,22 +182,29 @@ def test_voc_numbers_stay_and_wrong_boxes_too(voc):
 @pytest.mark.parametrize('text, words', [
     ('<annotation><obj', 'broken XML files'), ('', 'broken XML files'),
     ('<?xml version="1.0" encoding="no-such"?><annotation/>', 'broken XML files'),
-    ('<annotations><image id="0"/></annotations>', "not Pascal VOC's")])
-def test_voc_broken_xml_is_named_and_the_others_go_on(text, words, voc, tmp_path):
-    (tmp_path / 'broken.xml').write_text(text)
+    ('<annotations><image id="0"/></annotations>', "not Pascal VOC's"),
+    (voc_xml([CAT]), 'photographs that cannot be read')])
+def test_voc_what_is_broken_is_named_and_the_others_go_on(text, words, voc, tmp_path):
+    (tmp_path / 'b.xml').write_text(text)
+    (tmp_path / 'b.png').write_bytes(b'no PNG')
     content, said = voc()
-    assert len(content['images']) == 1 and words in said and 'broken.xml' in said
+    assert len(content['images']) == 1 and words in said and f'{tmp_path}/b.' in said
 
 
-@pytest.mark.parametrize('tag', ['part', 'polygon'])
-def test_voc_says_of_what_it_keeps_the_box_alone(tag, voc):
-    content, said = voc(change=lambda text: text.replace(
-        '<bndbox>', f'<{tag}><bndbox><xmin>1</xmin></bndbox></{tag}><bndbox>'))
-    assert content['annotations'][0]['bbox'] == [10, 10, 20, 30]
-    assert f'W objects with <{tag}>, of which the box alone is kept (1): ' in said
+@pytest.mark.parametrize('tag, words, crowd', [
+    ('<difficult>1</difficult>', 'objects marked difficult: they become crowds, ', 1),
+    ('<part><bndbox><xmin>1</xmin></bndbox></part>', 'objects with <part>, of which the', 0),
+    ('<polygon><x1>1</x1></polygon>', 'objects with <polygon>, of which the box alone is', 0)])
+def test_voc_objects_with_more(tag, words, crowd, voc):
+    content, said = voc(CAT, ('cat', 50, 10, 70, 40), change=lambda text: text.replace(
+        '<bndbox>', f'{tag}<bndbox>', 1))
+    assert [(thing['bbox'], thing['iscrowd']) for thing in content['annotations']] == [
+        ([10, 10, 20, 30], crowd), ([50, 10, 20, 30], 0)]
+    assert f'W {words}' in said and '(1): ' in said
+    assert f'1 images, {2 - crowd} objects, {crowd} crowds' in said
 
 
-def test_voc_masks(tmp_path):
+def test_voc_masks(converted, tmp_path):
     """Maps number objects as the file does, with those that are left out; 255 is void."""
     folder = write_voc(tmp_path / 'voc')
     first = folder / 'Annotations/0.xml'
@@ -235,15 +219,14 @@ def test_voc_masks(tmp_path):
     image.save(folder / 'SegmentationObject/0.png')
     Image.fromarray(values[1:]).save(folder / 'SegmentationObject/2.png')
     (folder / 'SegmentationObject/3.png').write_bytes(b'no PNG')
-    lines = convert('voc', [folder], tmp_path / 'out')
-    things = files(tmp_path / 'out')['train']['annotations']
+    written, said = converted('voc', folder)
+    things = written['train']['annotations']
     for thing, number in zip(things, (2, 3)):
         mask = mask_utils.decode(thing['segmentation'])
         np.testing.assert_array_equal(mask, values == number)
         assert thing['area'] == (values == number).sum()
     assert [thing['bbox'] for thing in things[:2]] == [[8, 10, 24, 30], [50, 10, 24, 30]]
     assert not any('segmentation' in thing for thing in things[2:])
-    said = '\n'.join(lines)
     for words in ('objects that their map does not have: boxes alone (1): ',
                   'objects in maps that are not in the XML file, left out (1): ',
                   'photographs without a map in SegmentationObject: boxes alone (1): ',
@@ -254,47 +237,30 @@ def test_voc_masks(tmp_path):
 @pytest.mark.parametrize('ending', ['jpg', 'png', 'webp', 'tif'])
 @pytest.mark.parametrize('orientation', [1, 3, 6])
 def test_sizes_are_those_that_mm_reads(ending, orientation, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     path = tmp_path / f'a.{ending}'
-    Image.new('RGB', (96, 64)).save(path, exif=exif)
+    Image.new('RGB', (96, 64)).save(path, exif=exif(orientation))
     size, stored = read_size(path)
     assert size == mmcv.imfrombytes(path.read_bytes()).shape[1::-1]
     assert stored == (96, 64) or ending == 'tif'  # which Pillow turns itself
 
 
-def test_unreadable_photographs_are_left_out(voc, tmp_path):
-    (tmp_path / 'b.png').write_bytes(b'no PNG')
-    (tmp_path / 'b.xml').write_text(voc_xml([CAT]))
-    content, said = voc()
-    assert len(content['images']) == 1
-    assert f'W photographs that cannot be read, left out (1): {tmp_path}/b.png' in said
-
-
 # YOLO. Photographs have 96 x 64 pixels.
 
-def yolo(folder, out='out'):
-    lines = convert('yolo', [folder], folder.parent / out)
-    return files(folder.parent / out), lines
-
-
-def test_yolo_boxes_and_outlines_in_one_file(tmp_path):
-    written, lines = yolo(write_yolo(tmp_path / 'yolo'))
-    assert len(lines) == 2 and len(written['train']['images']) == 3
-    box, outline = written['val']['annotations']
+def test_yolo_boxes_and_outlines_in_one_file(converted, tmp_path):
+    """Numbers are not rounded."""
+    folder = write_yolo(tmp_path / 'yolo')
+    values = [0.123456789, 0.2345678901, 0.3456789, 0.1, 0.9, 0.98765432101]
+    (folder / 'labels/val/3.txt').write_text('1 ' + ' '.join(map(str, values)))
+    written, said = converted('yolo', folder)
+    assert count(written) == dict(train=3, val=1) and 'W ' not in said
+    box, outline, *_ = written['train']['annotations']
     assert box == dict(bbox=[12, 16, 24, 32], area=768, category_id=1, iscrowd=0, id=1,
                        image_id=1)
     assert outline['segmentation'] == [[48, 16, 72, 16, 72, 48]]
     assert outline['bbox'] == [48, 16, 24, 32] and outline['area'] == 24 * 32 / 2
-    assert written['val']['images'][0]['file_name'] == '../yolo/images/val/3.png'
-
-
-def test_yolo_numbers_are_not_rounded(tmp_path):
-    folder = write_yolo(tmp_path / 'yolo')
-    values = [0.123456789, 0.2345678901, 0.3456789, 0.1, 0.9, 0.98765432101]
-    (folder / 'labels/val/3.txt').write_text('1 ' + ' '.join(map(str, values)))
-    thing, = yolo(folder)[0]['val']['annotations']
+    thing, = written['val']['annotations']
     assert thing['segmentation'] == [[v * s for v, s in zip(values, [96, 64] * 3)]]
+    assert written['val']['images'][0]['file_name'] == '../yolo/images/val/3.png'
 
 
 YAMLS = {
@@ -311,26 +277,24 @@ YAMLS = {
 
 
 @pytest.mark.parametrize('text', YAMLS.values(), ids=YAMLS)
-def test_yolo_data_yaml(text, tmp_path):
+def test_yolo_data_yaml(text, converted, tmp_path):
     folder = write_yolo(tmp_path / 'yolo')
     if 'val.txt' in text:
         (folder / 'images/train/0.txt').write_text('./0.png\n')
         (folder / 'images/train/1.txt').write_text(f'{folder}/images/train/1.png\n\nlost.png\n')
         (folder / 'val.txt').write_text('images/val/3.png\n')
     (folder / 'data.yaml').write_text(text, 'utf-8')
-    written, lines = yolo(folder / 'data.yaml' if 'path' in text else folder,
-                          '../out' if 'path' in text else 'out')
+    written, said = converted('yolo', folder / 'data.yaml' if 'path' in text else folder)
     names = {part: [image['file_name'].rpartition('/')[2] for image in content['images']]
              for part, content in written.items()}
     assert names == dict(train=['0.png', '1.png', '2.png'][:2 if 'val.txt' in text else 3],
                          val=['3.png'])
     assert [c['name'] for c in written['train']['categories']] == ['cat', 'dog']
-    said = '\n'.join(lines)
     assert ('that are not there, left out (1): test: ../images/test' in said) == ('nc' in text)
     assert ('lists that are not there, left out (1)' in said) == ('val.txt' in text)
 
 
-def test_yolo_folders_in_folders_without_yaml(tmp_path):
+def test_yolo_folders_in_folders_without_yaml(converted, tmp_path):
     """Labels beside photographs, or in labels/; parts by the names of folders."""
     for i, place in enumerate(('train/images/x/y', 'valid/images', 'test/deep')):
         draw(tmp_path / 'yolo' / place / f'{i}.png', i)
@@ -338,25 +302,22 @@ def test_yolo_folders_in_folders_without_yaml(tmp_path):
         labels.parent.mkdir(parents=True, exist_ok=True)
         labels.write_text('1 0.5 0.5 0.5 0.5\n')
     with pytest.raises(UserError, match=r'write classes\.txt'):
-        yolo(tmp_path / 'yolo')
+        converted('yolo', tmp_path / 'yolo')
     (tmp_path / 'yolo/classes.txt').write_text('cat\ndog\n')
-    written, lines = yolo(tmp_path / 'yolo')
-    assert len(lines) == 3 and {
+    written, said = converted('yolo', tmp_path / 'yolo')
+    assert 'W ' not in said and {
         part: [(i['file_name'], len(content['annotations'])) for i in content['images']]
         for part, content in written.items()} == dict(
             train=[('../yolo/train/images/x/y/0.png', 1)],
             val=[('../yolo/valid/images/1.png', 1)], test=[('../yolo/test/deep/2.png', 1)])
 
 
-def test_yolo_exif(tmp_path):
+def test_yolo_exif(converted, tmp_path):
     """Labels are those of the upright photograph, as Ultralytics reads it."""
     folder = write_yolo(tmp_path / 'yolo')
-    exif = Image.Exif()
-    exif[0x0112] = 6
     (folder / 'images/val/3.png').unlink()
-    Image.new('RGB', (96, 64)).save(folder / 'images/val/3.jpg', exif=exif)
-    assert cv2.imread(str(folder / 'images/val/3.jpg')).shape == (96, 64, 3)
-    written = yolo(folder)[0]['val']
+    Image.new('RGB', (96, 64)).save(folder / 'images/val/3.jpg', exif=exif(6))
+    written = converted('yolo', folder)[0]['val']
     assert (written['images'][0]['width'], written['images'][0]['height']) == (64, 96)
     assert written['annotations'][0]['bbox'] == [8, 24, 16, 48]
 
@@ -376,29 +337,25 @@ LABELS = {
 
 
 @pytest.mark.parametrize('text', LABELS)
-def test_yolo_labels(text, tmp_path):
+def test_yolo_labels(text, converted, tmp_path):
     folder = write_yolo(tmp_path / 'yolo')
     file = folder / 'labels/val/3.txt'
     file.unlink() if text is None else file.write_text(text)
-    written, lines = yolo(folder)
-    count, words = LABELS[text]
-    assert len(written['val']['images']) == 1
-    assert len(written['val']['annotations']) == count
-    if words is None:
-        assert len(lines) == 2
-    else:
-        assert words in lines[0] and '(1): ' in lines[0] and '/3.' in lines[0]
+    written, said = converted('yolo', folder)
+    number, words = LABELS[text]
+    assert count(written)['val'] == 1 and len(written['val']['annotations']) == number
+    assert said.count('W ') == said.count('(1): ') == said.count('/3.') == bool(words)
+    assert not words or f'W {words}' in said
     if text == '0 0.5 0.5 1.5 0.5':
         assert written['val']['annotations'][0]['bbox'] == [-24, 16, 144, 32]  # not clipped
 
 
-def test_yolo_what_else_is_said_or_refused(tmp_path):
+def test_yolo_what_else_is_said_or_refused(converted, tmp_path):
     folder = write_yolo(tmp_path / 'yolo')
     (folder / 'labels/train/gone.txt').write_text('0 0.5 0.5 0.5 0.5')
     (folder / 'labels/train/README.txt').write_text('These are labels of pets.')
     (folder / 'images/train/2.png').write_bytes(b'')
-    _, lines = yolo(folder)
-    assert lines[:2] == [
+    assert converted('yolo', folder)[1].splitlines()[:2] == [
         f'W photographs that cannot be read, left out (1): {folder}/images/train/2.png',
         f'W label files without a photograph, left out (2): {folder}/labels/train/2.txt, '
         f'{folder}/labels/train/gone.txt']
@@ -409,34 +366,33 @@ def test_yolo_what_else_is_said_or_refused(tmp_path):
                         ('names: [a]\ntrain: lost', 'no photograph of yolo in')):
         (folder / 'data.yaml').write_text(text)
         with pytest.raises(UserError, match=words):
-            yolo(folder, 'new')
+            converted('yolo', folder, out='new')
     (folder / 'other.yml').write_text('names: [a]')
     (folder / 'data.yaml').rename(folder / 'pets.yaml')
-    with pytest.raises(UserError, match='has 2 YAML files: name the one'):
-        yolo(folder, 'new')
-    with pytest.raises(UserError, match='give a folder, or a data.yaml'):
-        yolo(folder / 'images/train/0.png', 'new')
-    with pytest.raises(UserError, match='has other classes than'):
-        convert('yolo', [write_yolo(tmp_path / 'b'), folder / 'other.yml'], tmp_path / 'new')
-    with pytest.raises(FileNotFoundError):
-        yolo(tmp_path / 'nowhere', 'new')
+    for sources, words in (
+            ([folder], 'has 2 YAML files: name the one'),
+            ([folder / 'images/train/0.png'], 'give a folder, or a data.yaml'),
+            ([tmp_path / 'nowhere'], 'no such file or folder'),
+            ([write_yolo(tmp_path / 'b'), folder / 'other.yml'], 'has other classes than')):
+        with pytest.raises((UserError, FileNotFoundError), match=words):
+            converted('yolo', *sources, out='new')
     assert not (tmp_path / 'new').exists() and not (tmp_path / 'new.partial').exists()
 
 
 # LabelMe
 
 @pytest.fixture
-def labelme(tmp_path):
+def labelme(tmp_path, converted):
     """Write a.json beside a.png (96 x 64); convert; its annotations and the lines."""
 
     def write(*shapes, **others):
         draw(tmp_path / 'a.png', 1)
         (tmp_path / 'a.json').write_text(labelme_json(shapes, **others))
-        lines = convert('labelme', [tmp_path], tmp_path / 'out')
-        content = files(tmp_path / 'out')['train']
+        written, said = converted('labelme', tmp_path)
+        content = written['train']
         for thing in content['annotations']:
             thing['name'] = content['categories'][thing['category_id'] - 1]['name']
-        return content, '\n'.join(lines)
+        return content, said
 
     return write
 
@@ -507,23 +463,22 @@ def test_labelme_what_is_left_out_is_said(labelme, tmp_path):
         assert f'{name}.json' in said
 
 
-def test_labelme_image_data_where_the_photograph_is_missing(tmp_path):
+def test_labelme_image_data_where_the_photograph_is_missing(converted, tmp_path):
     folder = write_labelme(tmp_path / 'photos')
-    stored = {}
     for name in '01':
-        stored[name] = (folder / f'{name}.png').read_bytes()
+        stored = (folder / f'{name}.png').read_bytes()
         text = json.loads((folder / f'{name}.json').read_text())
-        text['imageData'] = base64.b64encode(stored[name]).decode()
-        (folder / f'{name}.json').write_text(json.dumps(text))
-    (folder / '0.png').unlink()
+        (folder / f'{name}.json').write_text(json.dumps(
+            dict(text, imageData=base64.b64encode(stored).decode())))
+    missing = (folder / '0.png').rename(tmp_path / '0.png')
     (folder / 'bad.json').write_text(labelme_json([], imageData='no picture'))
-    lines = convert('labelme', [folder], tmp_path / 'out')
-    names = [i['file_name'] for i in files(tmp_path / 'out')['train']['images']]
+    written, said = converted('labelme', folder)
+    names = [image['file_name'] for image in written['train']['images']]
     assert names == ['photographs/000000_0.png', *(f'../photos/{i}.png' for i in (1, 2, 3))]
-    assert (tmp_path / 'out' / names[0]).read_bytes() == stored['0']  # not encoded again
-    assert len(list((tmp_path / 'out').rglob('*.png'))) == 1
-    assert f'imageData, written beside the JSON (1): {folder}/0.json' in lines[0]
-    assert lines[1].endswith(f'left out (1): {folder}/bad.json')
+    photo, = (tmp_path / 'out').rglob('*.png')
+    assert photo.read_bytes() == missing.read_bytes()  # not encoded again
+    assert f'imageData, written beside the JSON (1): {folder}/0.json\n' in said
+    assert f'left out (1): {folder}/bad.json\n' in said
     split, = read('masks', tmp_path / 'out/train.json')
     assert split.findings == [] and len(split.sizes) == 4
 
@@ -536,25 +491,9 @@ def test_labelme_path_and_size(labelme, tmp_path):
     assert 'a.json (names c.png)' in said and 'b.json (96x60, not 96x64)' in said
 
 
-# COCO
-
-def test_roboflow_coco_needs_no_conversion(tmp_path):
-    """The JSON beside the photographs, a class 0 without objects, masks as lists of lengths."""
-    draw(tmp_path / 'a.png', 1)
-    thing = dict(id=1, image_id=0, category_id=1, bbox=[2, 4, 3, 10], area=30, iscrowd=0,
-                 segmentation=dict(size=[64, 96], counts=[132, 10, 54, 10, 54, 10, 5874]))
-    (tmp_path / '_annotations.coco.json').write_text(json.dumps(dict(
-        images=[dict(id=0, file_name='a.png', width=96, height=64)], annotations=[thing],
-        categories=[dict(id=0, name='pets', supercategory='none'),
-                    dict(id=1, name='cat', supercategory='pets')])))
-    split, = read('masks', tmp_path)
-    assert split.counts == dict(cat=1) and split.classes == ['pets', 'cat']
-    assert [(f.level, f.where) for f in split.findings] == [('W', ['pets'])]
-
-
 # --val
 
-def test_val_is_by_whole_photographs_the_same_everywhere(tmp_path):
+def test_val_is_by_whole_photographs_the_same_everywhere(converted, tmp_path):
     folder = write_labelme(tmp_path / 'photos')
     for i in range(4, 20):
         draw(folder / f'{i}.png', i)
@@ -567,86 +506,75 @@ def test_val_is_by_whole_photographs_the_same_everywhere(tmp_path):
         path.rename(other / f'z{path.name}')
 
     def split(source, out):
-        convert('labelme', [source], out, val=0.25)
-        return {part: {tuple(cv2.imread(str(out / i['file_name'])).tobytes()[:12]): i
-                       for i in content['images']} for part, content in files(out).items()}
+        written, _ = converted('labelme', source, out=out, val=0.25)
+        return written, {part: {cv2.imread(str(tmp_path / out / image['file_name'])).tobytes()
+                                for image in content['images']}
+                         for part, content in written.items()}
 
-    here, there = split(folder, tmp_path / 'a'), split(other, tmp_path / 'b')
-    assert {part: set(pictures) for part, pictures in here.items()} == {
-        part: set(pictures) for part, pictures in there.items()}
-    assert not set(here['train']) & set(here['val'])
-    sizes = {part: len(c['images']) for part, c in files(tmp_path / 'a').items()}
+    (written, pictures), (_, there) = split(folder, 'a'), split(other, 'b')
+    assert pictures == there and not pictures['train'] & pictures['val']
+    sizes = count(written)
     assert sum(sizes.values()) == 30 and 8 <= sizes['val'] <= 9  # two may be one too many
 
 
-def test_val_has_each_class_that_can_be_on_both_sides(tmp_path):
+def test_val_has_each_class_that_can_be_on_both_sides(converted, tmp_path):
     folder = tmp_path / 'photos'
     rare = {0: 'rare', 1: 'rare', 2: 'single', 3: 'twin', 4: 'twin'}
     for i in range(12):
         draw(folder / f'{i}.png', i if i != 4 else 3)  # 3 and 4 are one picture
         (folder / f'{i}.json').write_text(labelme_json(
             [shape(name, [[1, 1], [9, 1], [9, 9]]) for name in ['usual', rare.get(i)] if name]))
-    lines = convert('labelme', [folder], tmp_path / 'out', val=0.1)
-    found = files(tmp_path / 'out')
+    found, said = converted('labelme', folder, val=0.1)
     names = {part: {content['categories'][thing['category_id'] - 1]['name']
                     for thing in content['annotations']} for part, content in found.items()}
     assert names == dict(train={'usual', 'rare', 'single', 'twin'}, val={'usual', 'rare'})
     assert found['train']['categories'] == found['val']['categories']
-    assert lines[0] == ('W classes that are in the training alone: they have too few '
-                        'photographs (2): single, twin')
+    assert said.startswith('W classes that are in the training alone: they have too few '
+                           'photographs (2): single, twin\n')
 
 
-def test_val_is_refused_where_it_makes_no_sense(tmp_path):
-    for kind, write in (('voc', write_voc), ('yolo', write_yolo)):
-        with pytest.raises(UserError, match='has its own lists or folders'):
-            convert(kind, [write(tmp_path / kind)], tmp_path / 'out', val=0.2)
+def test_val_is_refused_where_it_makes_no_sense(converted, tmp_path):
+    photos, same = (write_labelme(tmp_path / name) for name in ('photos', 'same'))
+    for i in (1, 2, 3):
+        shutil.copy(same / '0.png', same / f'{i}.png')
+    for kind, source, options, words in (
+            ('voc', write_voc(tmp_path / 'voc'), dict(val=0.2), 'has its own lists or folders'),
+            ('yolo', write_yolo(tmp_path / 'yolo'), dict(val=0.2), 'has its own lists or fo'),
+            ('labelme', photos, dict(val=1), 'at least 0 and less than 1'),
+            ('labelme', photos, dict(val=-0.1), 'at least 0 and less than 1'),
+            ('labelme', same, dict(val=0.2), 'two photographs that differ'),
+            ('labelme', photos, dict(out='photos'), 'exists: give a new folder')):
+        with pytest.raises(UserError, match=words):
+            converted(kind, source, **options)
+        assert not (tmp_path / 'out').exists()
     (tmp_path / 'voc/ImageSets/Main/val.txt').unlink()
     (tmp_path / 'voc/ImageSets/Main/test.txt').unlink()
-    convert('voc', [tmp_path / 'voc'], tmp_path / 'one_list', val=0.5)
-    assert {p: len(c['images']) for p, c in files(tmp_path / 'one_list').items()
-            } == dict(train=1, val=1)
-    folder = write_labelme(tmp_path / 'labelme')
-    for val in (1, -0.1):
-        with pytest.raises(UserError, match='at least 0 and less than 1'):
-            convert('labelme', [folder], tmp_path / 'out', val=val)
-    for i in (1, 2, 3):
-        shutil.copy(folder / '0.png', folder / f'{i}.png')
-    with pytest.raises(UserError, match='two photographs that differ'):
-        convert('labelme', [folder], tmp_path / 'out', val=0.2)
-    with pytest.raises(UserError, match='exists: give a new folder'):
-        convert('labelme', [folder], folder)
-    assert not (tmp_path / 'out').exists()
+    assert count(converted('voc', tmp_path / 'voc', val=0.5)[0]) == dict(train=1, val=1)
 
 
 # Another reader
 
 @pytest.mark.parametrize('kind', ['voc', 'yolo'])
-def test_boxes_are_those_that_labelformat_reads(kind, tmp_path):
+def test_boxes_are_those_that_labelformat_reads(kind, converted, tmp_path):
     formats = pytest.importorskip('labelformat.formats')
     rng = np.random.default_rng(0)
     folder = dict(voc=write_voc, yolo=write_yolo)[kind](tmp_path / kind)
-    if kind == 'voc':
-        for path in folder.glob('Annotations/*.xml'):
-            corners = rng.integers(0, (48, 32), (5, 2)).tolist()
-            sides = rng.integers(1, (48, 32), (5, 2)).tolist()
-            path.write_text(voc_xml(
-                [('cat', x, y, x + w, y + h) for (x, y), (w, h) in zip(corners, sides)],
-                f'{path.stem}.jpg', (96, 64)))
-        other = formats.PascalVOCObjectDetectionInput(folder / 'Annotations', 'cat,dog')
-    else:
-        for path in folder.glob('labels/train/*.txt'):
-            path.write_text(''.join('1 {} {} {} {}\n'.format(*rng.random(4)) for _ in range(5)))
-        other = formats.YOLOv8ObjectDetectionInput(folder / 'data.yaml', 'train')
-    convert(kind, [folder], tmp_path / 'out')
-    ours = {}
-    for part, content in files(tmp_path / 'out').items():
-        for image in content['images'] if kind == 'voc' or part == 'train' else ():
-            ours[os.path.basename(image['file_name'])] = [
-                thing['bbox'] for thing in content['annotations']
-                if thing['image_id'] == image['id']]
+    for path in folder.glob('Annotations/*.xml'):
+        low, sides = rng.integers(0, (48, 32), (2, 5, 2))
+        things = [('cat', *corners) for corners in np.hstack([low, low + sides + 1]).tolist()]
+        path.write_text(voc_xml(things, f'{path.stem}.jpg', (96, 64)))
+    for path in folder.glob('labels/*/*.txt'):
+        path.write_text(''.join('1 {} {} {} {}\n'.format(*rng.random(4)) for _ in range(5)))
+    content = converted(kind, folder)[0]['train']
+    ours = {os.path.basename(image['file_name']): [
+        thing['bbox'] for thing in content['annotations'] if thing['image_id'] == image['id']]
+        for image in content['images']}
+    other = (formats.PascalVOCObjectDetectionInput(folder / 'Annotations', 'cat,dog')
+             if kind == 'voc' else
+             formats.YOLOv8ObjectDetectionInput(folder / 'data.yaml', 'train'))
     theirs = {os.path.basename(label.image.filename): [
         [o.box.xmin, o.box.ymin, o.box.xmax - o.box.xmin, o.box.ymax - o.box.ymin]
         for o in label.objects] for label in other.get_labels()}
-    assert ours.keys() == theirs.keys() and sum(map(len, ours.values())) >= 15
+    assert ours.keys() <= theirs.keys() and sum(map(len, ours.values())) >= 10
     for name in ours:
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-9)

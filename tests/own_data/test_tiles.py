@@ -1,10 +1,6 @@
 """Tiles of photographs, with the boxes, outlines and masks in them."""
 import json
-import resource
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,9 +12,8 @@ from mmrest.own_data import read, tiles
 from mmrest.own_data.formats.photos import read_pixels
 from mmrest.own_data.tiles import cut
 
-from ..tiny_data import draw
+from ..tiny_data import draw, write_coco
 
-ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT = 150, 100
 OUTLINE = [60.5, 20, 140, 30.25, 130, 90, 70, 50]  # not convex
 CONCAVE = [5, 60, 120, 60, 120, 95, 5, 95, 5, 90, 110, 90, 110, 65, 5, 65]  # a C turned around
@@ -38,14 +33,14 @@ def rle(mask, as_list=False):
     return dict(encoded, counts=encoded['counts'].decode())
 
 
-def write(folder, *things, name='train.json', shape=(HEIGHT, WIDTH), **image):
+def write(folder, *things, **image):
     """Write folder/images/deep/a.png and a COCO file with things on it."""
-    draw(folder / 'images/deep/a.png', 0, shape)
-    image = dict(dict(id=7, file_name='deep/a.png', width=shape[1], height=shape[0]), **image)
+    draw(folder / 'images/deep/a.png', 0, (HEIGHT, WIDTH))
+    image = dict(dict(id=7, file_name='deep/a.png', width=WIDTH, height=HEIGHT), **image)
     content = dict(info=dict(year=2024), images=[image], categories=[dict(id=1, name='cat')],
                    annotations=[dict(entry, id=i) for i, entry in enumerate(things, 1)])
-    (folder / name).write_text(json.dumps(content))
-    return folder / name
+    (folder / 'train.json').write_text(json.dumps(content))
+    return folder / 'train.json'
 
 
 def tiles_of(out, name='train.json'):
@@ -222,20 +217,20 @@ def test_what_is_left_out_is_said(tmp_path):
 
 
 def test_names_and_places(tmp_path):
-    """Photographs of one name; a JSON in COCO's layout, or beside the photographs."""
+    """Photographs of one name; a JSON in COCO's layout, with a byte order mark."""
     content = dict(images=[], annotations=[], categories=[dict(id=1, name='cat')])
     for i, place in enumerate(('north', 'south')):
         draw(tmp_path / 'train' / place / 'a.png', i)
         content['images'].append(dict(id=i, file_name=f'{place}/a.png', width=96, height=64))
-    for i, name in enumerate(('annotations/instances_train.json', 'train/labels.json')):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text('\ufeff' + json.dumps(content), 'utf-8')
-        cut(tmp_path / name, 64, tmp_path / f'out{i}')
-        written = list(tiles_of(tmp_path / f'out{i}', Path(name).name))
-        assert len({path for *_, path in written}) == len(written) == 4
-        for (x, y, w, h, _, path), place in zip(written, ('north', 'north', 'south', 'south')):
-            pixels = cv2.imread(str(tmp_path / 'train' / place / 'a.png'))
-            np.testing.assert_array_equal(cv2.imread(str(path)), pixels[y:y + h, x:x + w])
+    file = tmp_path / 'annotations/instances_train.json'
+    file.parent.mkdir()
+    file.write_text('\ufeff' + json.dumps(content), 'utf-8')
+    cut(file, 64, tmp_path / 'out')
+    written = list(tiles_of(tmp_path / 'out', file.name))
+    assert len({path for *_, path in written}) == len(written) == 4
+    for (x, y, w, h, _, path), place in zip(written, ('north', 'north', 'south', 'south')):
+        pixels = cv2.imread(str(tmp_path / 'train' / place / 'a.png'))
+        np.testing.assert_array_equal(cv2.imread(str(path)), pixels[y:y + h, x:x + w])
 
 
 def test_sixteen_bits_stay(tmp_path):
@@ -279,27 +274,8 @@ def test_what_is_refused(tmp_path):
     refused('cannot read it as 8 or 16 bits', file)
 
 
-def full_disk():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-
-
-def test_a_write_that_fails_is_an_error(tmp_path):
-    """Here a file may have 3000 bytes. Nothing is left."""
-    file = write(tmp_path)
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools/dataset_converters/tile_coco.py', file, '--tile', '200',
-         '--out', tmp_path / 'out'], text=True, capture_output=True, preexec_fn=full_disk)
-    assert done.returncode == 1 and 'Traceback' not in done.stderr
-    assert 'File too large' in done.stderr and '.png' in done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {'images', 'train.json'}
-
-
 def test_one_photograph_in_memory_at_a_time(tmp_path, monkeypatch):
-    content = dict(images=[], annotations=[], categories=[dict(id=1, name='cat')])
-    for i in range(4):
-        draw(tmp_path / f'{i}.png', i)
-        content['images'].append(dict(id=i, file_name=f'{i}.png', width=96, height=64))
-    (tmp_path / 'a.json').write_text(json.dumps(content))
+    file = write_coco(tmp_path) / 'labels.json'
     loaded, alive = [], []
 
     def load(path):
@@ -309,5 +285,5 @@ def test_one_photograph_in_memory_at_a_time(tmp_path, monkeypatch):
         return pixels
 
     monkeypatch.setattr(tiles, 'read_pixels', load)
-    cut(tmp_path / 'a.json', 50, tmp_path / 'out')
+    cut(file, 50, tmp_path / 'out')
     assert alive == [0] * 4

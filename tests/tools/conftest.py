@@ -3,12 +3,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from mmdet.datasets import CocoDataset
 
 from ..tiny_data import write_coco2017
+from ..torture.training import Run
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -36,6 +38,16 @@ def call(script, *args, cwd):
     """Run a script in a process of its own, with one thread: another test runs beside it."""
     return subprocess.run([sys.executable, str(script), *map(str, args)], cwd=cwd, text=True,
                           capture_output=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+
+
+def run(script, *args, cwd, package=None, code=0):
+    """Run our script, or that of a package, in a process that starts fast; its output."""
+    tools = ROOT / 'tools'
+    if package is not None:
+        tools = Path(find_spec(package).origin).parent / '.mim/tools'
+    process = Run(cwd, *args, script=tools / script)
+    assert process.wait(300) == code, process.text()[-3000:]
+    return process.text()
 
 
 def run_main(tool, folder, monkeypatch, *args):

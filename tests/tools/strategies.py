@@ -6,7 +6,6 @@ from mmengine.model import BaseModel
 from mmengine.runner import FlexibleRunner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-from torch.utils.data import Dataset
 
 import mmrest
 
@@ -20,15 +19,9 @@ STRATEGIES = dict(
             module, (nn.Linear, nn.Conv2d, nn.LayerNorm)))))
 
 
-class Images(Dataset):
-    metainfo = {}
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, i):
-        generator = torch.Generator().manual_seed(i)
-        return dict(inputs=torch.randn(3, 64, 96, generator=generator))
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return [dict(inputs=torch.randn(3, 64, 96, generator=generator)) for _ in range(4)]
 
 
 class Model(BaseModel):
@@ -50,7 +43,7 @@ def train(name, strategy, work_dir, batch_size):
     runner = FlexibleRunner(
         model=Model(name), strategy=strategy, work_dir=work_dir,
         train_dataloader=dict(
-            dataset=Images(), batch_size=batch_size, num_workers=0,
+            dataset=images(), batch_size=batch_size, num_workers=0,
             sampler=dict(type='DefaultSampler', shuffle=False)),
         train_cfg=dict(by_epoch=True, max_epochs=2),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),

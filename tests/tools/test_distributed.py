@@ -12,8 +12,7 @@ from torch.testing import assert_close
 from ..models.models import MODELS
 from ..torture.training import Run
 from .conftest import ROOT, SMALL
-from .ddp_gradients import batch, classifier
-from .strategies import Model
+from .strategies import STRATEGIES, Model
 from .strategies import train as train_alone
 
 HERE = Path(__file__).parent
@@ -44,25 +43,23 @@ def two_processes(script, *args, cwd):
     return [run.wait(300) for run in both], '\n'.join(run.text()[-3000:] for run in both)
 
 
-def train(kind, levels, work_dir, *options, cwd):
-    """Train our config with narrow stages, of which the neck takes the last ``levels``."""
-    config = cwd / f'{kind}.py'
+@pytest.mark.parametrize('kind, levels', [
+    ('retinanet', 3), pytest.param('mask_rcnn', 4, marks=pytest.mark.slow)])
+def test_every_parameter_takes_part(kind, levels, coco):
+    """DistributedDataParallel stops at the second step if one has no gradient.
+
+    The config is ours with narrow stages, of which the neck takes the last ``levels``.
+    """
+    config = coco / f'{kind}.py'
     arch = dict(_delete_=True, embed_dims=[8, 16, 24, 32], depths=(1, 1, 1, 1),
                 num_heads=(1, 2, 2, 4), sr_ratios=(8, 4, 2, 1))
     model = dict(backbone=dict(arch=arch), neck=dict(in_channels=arch['embed_dims'][-levels:]))
     base = str(ROOT / f'configs/{kind}/rest_lite_fpn_1x_coco.py')
     config.write_text(f'_base_ = {base!r}\nmodel = {model}')
-    return two_processes(
-        ROOT / 'tools/train.py', config, '--launcher', 'pytorch', '--work-dir', work_dir,
+    codes, output = two_processes(
+        ROOT / 'tools/train.py', config, '--launcher', 'pytorch', '--work-dir', f'two_{kind}',
         *SMALL, *ON_CPU, 'train_cfg.max_epochs=2',
-        'val_cfg=None', 'val_dataloader=None', 'val_evaluator=None', *options, cwd=cwd)
-
-
-@pytest.mark.parametrize('kind, levels', [
-    ('retinanet', 3), pytest.param('mask_rcnn', 4, marks=pytest.mark.slow)])
-def test_every_parameter_takes_part(kind, levels, coco):
-    """DistributedDataParallel stops at the second step if one has no gradient."""
-    codes, output = train(kind, levels, f'two_{kind}', cwd=coco)
+        'val_cfg=None', 'val_dataloader=None', 'val_evaluator=None', cwd=coco)
     assert codes == [0, 0], output
     scalars, = (coco / f'two_{kind}').glob('*/vis_data/scalars.json')
     losses = [json.loads(line)['loss'] for line in scalars.read_text().splitlines()]
@@ -70,33 +67,8 @@ def test_every_parameter_takes_part(kind, levels, coco):
     assert 'bucket view strides' not in output
 
 
-@pytest.mark.slow
-def test_a_level_that_nobody_uses_is_noticed(coco):
-    codes, output = train('retinanet', 4, 'unused', 'model.backbone.out_indices=[0,1,2,3]',
-                          'model.neck.start_level=1', cwd=coco)
-    assert all(codes)
-    assert 'parameters that were not used in producing loss' in output
-
-
-def test_gradients_are_those_of_the_joined_batch(tmp_path):
-    config = ROOT / 'configs/classification/rest_lite_8xb256_in1k.py'
-    out = tmp_path / 'gradients.pth'
-    codes, output = two_processes(HERE / 'ddp_gradients.py', config, out, cwd=tmp_path)
-    assert codes == [0, 0], output
-    model = classifier(config)
-    images, samples = batch()
-    model(images, samples, mode='loss')['loss'].backward()
-    two = torch.load(out, weights_only=True)
-    assert len(two) == len(list(model.parameters()))
-    for name, p in model.named_parameters():
-        assert_close(
-            two[name], p.grad, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f'{n}: {m}')
-    assert two['head.fc.weight'].abs().max() > 1e-4
-
-
 @pytest.mark.parametrize('name', [cls.__name__ for cls in MODELS])
-@pytest.mark.parametrize('kind', [
-    'FSDPStrategy', pytest.param('DDPStrategy', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('kind', STRATEGIES)
 def test_strategies_of_flexible_runner_train_as_one_process(kind, name, tmp_path):
     out = tmp_path / 'weights.pth'
     codes, output = two_processes(HERE / 'strategies.py', name, kind, out, cwd=tmp_path)
