@@ -13,48 +13,24 @@ def case(mode, model, **more):
                      precision='float32'), **more)
 
 
-def test_processes_of_their_own():
-    found = run.take_turns([case('training', name) for name in ('ResT-Lite', 'R-1000')], 2)
-    assert len(found['ResT-Lite']['seconds']) == 2 and min(found['ResT-Lite']['seconds']) > 0
-    assert 0 < found['ResT-Lite']['bytes'] < 4e9
-    assert found['ResT-Lite']['parameters'] == sum(
-        p.numel() for p in backbone('ResT-Lite').parameters())
-    assert str(found['R-1000']) == "KeyError: 'R-1000'"
+def test_processes_of_their_own_take_turns_when_all_are_built(monkeypatch):
+    answer, workers = run.Worker.answer, []
 
+    def note(worker):
+        workers.append(worker)
+        return answer(worker)
 
-def test_models_take_turns_when_all_are_built(monkeypatch):
-    done = []
-
-    class Worker:
-
-        def __init__(self, case):
-            self.model, self.process, self.count = case['model'], self, 0
-
-        def answer(self):
-            done.append(f'{self.model} built')
-
-        def turn(self):
-            self.count += 1
-            done.append(self.model)
-            if (self.model, self.count) == ('B', 2):
-                raise run.Failure('no memory')
-            return self.count
-
-        def end(self):
-            return dict(bytes=7)
-
-        def kill(self):
-            done.append(f'{self.model} over')
-
-        def wait(self):
-            pass
-
-    monkeypatch.setattr(run, 'Worker', Worker)
-    found = run.take_turns([case('inference', name) for name in 'ABC'], 2)
-    assert done == ['A built', 'B built', 'C built', *'ABC', *'ABC', *(
-        f'{name} over' for name in 'ABC')]
-    assert found['A'] == found['C'] == dict(seconds=[1, 2], bytes=7)
-    assert str(found['B']) == 'no memory'
+    monkeypatch.setattr(run.Worker, 'answer', note)
+    names = ('ResT-Lite', 'R-1000', 'ResT-Lite, published')
+    found = run.take_turns([case('training', name) for name in names], 2)
+    each = list(dict.fromkeys(workers))
+    assert [each.index(one) for one in workers] == [0, 1, 2, *[0, 2] * 3]  # the last is the end
+    assert all(one.process.returncode is not None for one in each)
+    assert str(found.pop('R-1000')) == "KeyError: 'R-1000'"
+    parameters = sum(p.numel() for p in backbone('ResT-Lite').parameters())
+    for one in found.values():
+        assert len(one['seconds']) == 2 and min(one['seconds']) > 0
+        assert 0 < one['bytes'] < 4e9 and one['parameters'] == parameters
 
 
 @pytest.mark.parametrize('mode, model, precision', [

@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import torch
+from mmengine.hub import get_config
 
 from mmrest.apis import build_model, read_config
 from mmrest.models.layers import EMSA
@@ -19,13 +20,12 @@ CONFIGS = dict(
 # The last layers of a head of boxes, without RetinaNet's boxes.
 LAST = re.compile(
     r'\bbbox_head\..*(fc_cls|fc_reg|retina_cls|(atss|gfl|rtm|conv)_(cls|reg|cent))')
-DENSE = ('atss', 'fcos', 'gfl', 'rtmdet')
+DENSE = dict(  # mmdet's configs
+    atss='atss/atss_r50_fpn_1x_coco', fcos='fcos/fcos_r50-caffe_fpn_gn-head_1x_coco',
+    gfl='gfl/gfl_r50_fpn_1x_coco', rtmdet='rtmdet/rtmdet_l_8xb32-300e_coco')
 CASCADES = ('cascade_rcnn', 'cascade_mask_rcnn')
 FAMILIES = ('faster_rcnn', *CONFIGS, *DENSE, *CASCADES)
 STRIDES = [8, 16, 32, 64]
-SQUARES = dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1,
-               strides=STRIDES)
-CODER = dict(type='DeltaXYWHBBoxCoder', target_means=[0.] * 4)
 
 
 def config(family, backbone='ResT'):
@@ -62,57 +62,41 @@ def digits_config(family):
         model.type = 'FasterRCNN'
         for name in ('mask_roi_extractor', 'mask_head'):
             model.roi_head[name] = None
-        for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-            evaluator.metric = 'bbox'
     if family in CASCADES:
         make_cascade(model)
     if family in DENSE:
         make_dense(model, family)
-        # RTMDet shares convolutions, and would take masks for its own kind.
-        cfg.optim_wrapper.paramwise_cfg.bypass_duplicate = True
-        cfg.train_dataloader.dataset.pipeline[1].with_mask = False
     return cfg
 
 
 def make_cascade(model):
     """Three stages, of which every one knows boxes better."""
-    model.type = 'CascadeRCNN'
+    other = get_config('mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py').model
     roi = model.roi_head
-    roi.update(type='CascadeRoIHead', num_stages=3, stage_loss_weights=[1, 0.5, 0.25])
-    roi.bbox_head = [dict(roi.bbox_head, bbox_coder=dict(
-        CODER, target_stds=[x / stage for x in (0.1, 0.1, 0.2, 0.2)])) for stage in (1, 2, 3)]
-    model.train_cfg.rcnn = [model.train_cfg.rcnn] * 3
+    roi.update(
+        type='CascadeRoIHead', num_stages=3, stage_loss_weights=[1, 0.5, 0.25],
+        bbox_head=[dict(roi.bbox_head, bbox_coder=head.bbox_coder)
+                   for head in other.roi_head.bbox_head])
+    model.type, model.train_cfg.rcnn = other.type, [model.train_cfg.rcnn] * 3
 
 
 def make_dense(model, family):
-    """Another dense head in RetinaNet's place."""
-    head = dict(num_classes=10, in_channels=64, feat_channels=64, stacked_convs=1)
-    giou = dict(type='GIoULoss', loss_weight=2.0)
-    quality = dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0)
-    model.test_cfg.score_thr = 0.02
-    model.train_cfg = dict(assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1,
-                           pos_weight=-1)
-    if family == 'atss':
-        head.update(type='ATSSHead', anchor_generator=SQUARES, loss_bbox=giou,
-                    bbox_coder=dict(CODER, target_stds=[0.1, 0.1, 0.2, 0.2]))
-    elif family == 'fcos':
-        head.update(type='FCOSHead', strides=STRIDES, norm_on_bbox=True, centerness_on_reg=True,
+    """mmdet's own head in RetinaNet's place, made small."""
+    other = get_config(f'mmdet::{DENSE[family]}.py').model
+    head = other.bbox_head
+    head.update(num_classes=10, in_channels=64, feat_channels=64, stacked_convs=1)
+    if family == 'fcos':
+        head.update(strides=STRIDES, norm_on_bbox=True, centerness_on_reg=True,
                     regress_ranges=((-1, 32), (32, 64), (64, 128), (128, 1e8)))
-    elif family == 'gfl':
-        head.update(type='GFLHead', anchor_generator=SQUARES, reg_max=16, loss_bbox=giou,
-                    loss_cls=quality)
     else:
-        act = dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='SiLU', inplace=True))
-        head.update(
-            type='RTMDetSepBNHead', with_objectness=False, exp_on_reg=True, **act,
-            anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=STRIDES[:3]),
-            bbox_coder=dict(type='DistancePointBBoxCoder'), loss_cls=quality, loss_bbox=giou)
-        model.neck = dict(type='CSPNeXtPAFPN', in_channels=model.neck.in_channels,
-                          out_channels=64, num_csp_blocks=1, expand_ratio=0.5, **act)
-        model.train_cfg.assigner = dict(type='DynamicSoftLabelAssigner', topk=13)
-        model.test_cfg.update(nms_pre=30000, max_per_img=300)
-    model.type = dict(rtmdet='RTMDet').get(family, family.upper())
-    model.bbox_head = head
+        head.anchor_generator.strides = STRIDES[:3 if family == 'rtmdet' else 4]
+    if family == 'rtmdet':
+        head.norm_cfg = other.neck.norm_cfg = dict(type='BN')
+        model.neck = dict(other.neck, in_channels=model.neck.in_channels, out_channels=64,
+                          num_csp_blocks=1)
+    model.type, model.bbox_head = other.type, head
+    model.train_cfg, model.test_cfg = other.get('train_cfg'), other.test_cfg
+    model.test_cfg.score_thr = 0.02
 
 
 def build(family, backbone='ResT'):

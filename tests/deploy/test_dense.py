@@ -21,29 +21,6 @@ from .models import build
 NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 
 
-@pytest.mark.parametrize('backbone', ['ResT', 'ResTV2'])
-@pytest.mark.parametrize('family', ['classifier', 'semantic_fpn', 'upernet'])
-def test_equal_to_predict(family, backbone):
-    model = build(family, backbone)
-    wrapper, check = FAMILIES[type(model).__name__]
-    network = wrapper(dense.replace_constants(model)).eval()
-    for number, shape in enumerate([(1, 75, 130), (3, 97, 61)]):
-        images = verify.pictures(shape, first=number)
-        with torch.no_grad():
-            output = network(images)
-        B, H, W = shape
-        assert output.shape == ((B, 10) if family == 'classifier' else shape)
-        errors = check(model, images, [output.numpy()])
-        assert errors.pop('classes', 2) > 1
-        if family == 'classifier':
-            data = model.data_preprocessor(dict(inputs=images.flip(1)))
-            with torch.no_grad():
-                assert_close(output, model(data['inputs'], mode='tensor'), rtol=0, atol=1e-6)
-            assert errors['logits'] == errors['logits of PyTorch'] < 1e-4
-        else:
-            assert max(errors.values()) <= 1e-4
-
-
 @pytest.mark.parametrize('preprocessor, shape', [
     (DetDataPreprocessor(**NORM, bgr_to_rgb=True, pad_size_divisor=32), (64, 64)),
     (DetDataPreprocessor(**NORM, pad_size_divisor=32, pad_value=7), (64, 64)),
@@ -75,7 +52,9 @@ def test_padding_of_a_segmenter_is_cut_off():
 @pytest.mark.parametrize('align_corners', [False, True])
 def test_slides_are_compared_on_pictures_larger_than_the_crop(align_corners):
     model = build('semantic_fpn')
-    model.align_corners = model.decode_head.align_corners = align_corners
+    for module in model.modules():
+        if hasattr(module, 'align_corners'):
+            module.align_corners = align_corners
     model.test_cfg = ConfigDict(mode='slide', crop_size=(64, 96), stride=(40, 56))
     wrapper, check = FAMILIES['EncoderDecoder']
     network = wrapper(dense.replace_constants(model)).eval()
@@ -106,13 +85,6 @@ def test_adaptive_pooling(bins, size):
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     pool = nn.AdaptiveAvgPool2d(bins)
     assert_close(dense.AdaptivePool(pool)(x), pool(x))
-
-
-@pytest.mark.parametrize('align_corners', [False, True])
-def test_upsample(align_corners):
-    up = Upsample(scale_factor=2, mode='bilinear', align_corners=align_corners)
-    x = torch.randn(2, 3, 5, 7)
-    assert_close(dense.Upsample(up)(x), up(x), rtol=0, atol=0)
 
 
 def test_what_is_replaced_is_a_copy():

@@ -19,6 +19,7 @@ from mmrest.models.layers import EMSA
 from .models import CASCADES, DENSE, FAMILIES, ROOT, build, config, sharpen
 
 onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnx.parser')
 onnxruntime = pytest.importorskip('onnxruntime')
 MUTATIONS = importlib.import_module('tests.deploy.mutations').MUTATIONS  # needs onnx
 EXPORT = sys.modules['mmrest.deploy.export']  # the module, not the function of that name
@@ -81,6 +82,8 @@ def test_the_interface(exported):
     onnx.checker.check_model(proto, full_check=True)
     assert [item.domain for item in proto.opset_import] == ['']
     assert {node.domain for node in proto.graph.node} == {''}
+    assert {a.name for node in proto.graph.node if node.op_type == 'Constant'
+            for a in node.attribute} <= {'value'}  # as tools for float16 need it
     scans = sum(node.op_type == 'Scan' for node in proto.graph.node)
     assert scans == sum(isinstance(module, EMSA) for module in model.modules())
     image, = proto.graph.input
@@ -108,7 +111,7 @@ def test_the_interface(exported):
 
 @pytest.mark.slow
 def test_a_segmenter_slides_where_there_is_no_mm(tmp_path, monkeypatch):
-    """The file, run by run_onnx.py on a picture of 2 x 3 crops: mm's logits and classes."""
+    """The file, run by run_onnx.py on a picture of 2 x 3 crops: mm's classes."""
     monkeypatch.syspath_prepend(str(ROOT / 'tools/deployment'))
     run_onnx = importlib.import_module('run_onnx')
     cfg = config('semantic_fpn')
@@ -121,10 +124,7 @@ def test_a_segmenter_slides_where_there_is_no_mm(tmp_path, monkeypatch):
     onnx_model = run_onnx.load(str(path))
     assert onnx_model.slide == dict(crop_size=[96, 128], stride=[64, 86], align_corners=False)
     image = verify.pictures((1, 120, 170))
-    found = run_onnx.slide(onnx_model.run, image.numpy(), [96, 128], [64, 86])
     sample, = verify.predict(model, image, SegDataSample)
-    wanted = sample.seg_logits.data
-    assert_close(torch.from_numpy(found), wanted, rtol=0, atol=1e-4 * wanted.abs().max())
     labels = onnx_model(Image.fromarray(image[0].permute(1, 2, 0).numpy()))['labels']
     assert (labels == sample.pred_sem_seg.data[0].numpy()).mean() > 0.9999
     assert labels.max() > 0
@@ -162,62 +162,41 @@ def test_a_backbone_alone(kind, tmp_path):
             assert_close(torch.from_numpy(got), want, rtol=1e-4, atol=1e-4)
 
 
+NOTHING = '''<ir_version: 10, opset_import: ["": 18]>
+g (uint8[B, 3, H, W] image) => (float[B, 9, 4] boxes, float[B, 9] scores, int64[B, 9] labels) {
+    batch = Shape <start = 0, end = 1> (image)
+    tail = Constant <value_ints = [9]> ()
+    four = Constant <value_ints = [4]> ()
+    shape = Concat <axis = 0> (batch, tail)
+    shape_of_boxes = Concat <axis = 0> (shape, four)
+    boxes = ConstantOfShape (shape_of_boxes)
+    scores = ConstantOfShape (shape)
+    labels = ConstantOfShape <value = int64[1] {-1}> (shape)
+}'''
+
+
 @pytest.fixture
-def quick(monkeypatch):
-    """Without the minute in PyTorch's exporter: the graph gives what a function returns."""
-
-    def use(*outputs):
-        from onnx import helper
-        B = 'B'
-        image = helper.make_tensor_value_info('image', onnx.TensorProto.UINT8, [B, 3, 'H', 'W'])
-        nodes, infos = [], []
-        for name, output in outputs:
-            value = onnx.numpy_helper.from_array(output[None])
-            nodes += [
-                helper.make_node('Constant', [], [f'{name}_one'], value=value),
-                helper.make_node('Constant', [], [f'{name}_rest'],
-                                 value_ints=[1] * output.ndim),
-                helper.make_node('Shape', ['image'], [f'{name}_batch'], start=0, end=1),
-                helper.make_node('Concat', [f'{name}_batch', f'{name}_rest'], [f'{name}_times'],
-                                 axis=0),
-                helper.make_node('Tile', [f'{name}_one', f'{name}_times'], [name])]
-            infos.append(helper.make_tensor_value_info(
-                name, helper.np_dtype_to_tensor_dtype(output.dtype), [B, *output.shape]))
-        graph = helper.make_graph(nodes, 'g', [image], infos)
-        proto = helper.make_model(graph, ir_version=10,
-                                  opset_imports=[helper.make_opsetid('', 18)])
-        monkeypatch.setattr(EXPORT, 'to_onnx', lambda *_: proto)
-
-    return use
+def finds_nothing(monkeypatch):
+    """A model whose graph comes without the minute in PyTorch's exporter."""
+    monkeypatch.setattr(EXPORT, 'to_onnx', lambda *_: onnx.parser.parse_model(NOTHING))
+    model = build('retinanet')
+    model.test_cfg.score_thr = 1.
+    return model
 
 
-def test_what_disagrees_is_not_written(quick, tmp_path):
-    quick(('logits', torch.zeros(10).numpy()))
+def test_what_disagrees_is_not_written(finds_nothing, tmp_path):
+    finds_nothing.test_cfg.score_thr = 0.05
     path = tmp_path / 'other.onnx'
     path.write_bytes(b'before')
     with pytest.raises(ValueError, match="not written: at 1x203x310, ONNX disagrees with mm's "
-                                         'predict: logits: .* off, at most 1e-04'):
-        export(build('classifier'), path)
+                                         'predict: boxes: ONNX lacks .* of mm beside its 0'):
+        export(finds_nothing, path)
     assert path.read_bytes() == b'before' and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_detector_that_finds_nothing_is_written_with_a_warning(quick, tmp_path):
-    model = build('retinanet')
-    model.test_cfg.score_thr = 1.
-    n = model.test_cfg.max_per_img
-    quick(('boxes', torch.zeros(n, 4).numpy()), ('scores', torch.zeros(n).numpy()),
-          ('labels', torch.full((n, ), -1).numpy()))
-    with pytest.warns(UserWarning, match='neither mm nor ONNX finds a box in the pictures'):
-        assert export(model, tmp_path / 'x.onnx')['boxes'] == 0
-    assert (tmp_path / 'x.onnx').exists()
-
-
-def test_a_smaller_file_is_written_in_its_place(quick, tmp_path):
-    model = build('retinanet')
-    model.test_cfg.score_thr = 1.
-    n = model.test_cfg.max_per_img
-    quick(('boxes', torch.zeros(n, 4).numpy()), ('scores', torch.zeros(n).numpy()),
-          ('labels', torch.full((n, ), -1).numpy()))
+def test_a_detector_that_finds_nothing_is_written_with_a_warning(finds_nothing, tmp_path):
+    """And a smaller file in its place."""
+    path = tmp_path / 'x.onnx'
 
     def smaller(proto):
         proto.doc_string = 'smaller'
@@ -226,15 +205,14 @@ def test_a_smaller_file_is_written_in_its_place(quick, tmp_path):
     def worse(proto):
         raise UserError('worse')
 
-    path = tmp_path / 'x.onnx'
-    with pytest.warns(UserWarning, match='neither mm nor ONNX finds a box'):
+    with pytest.warns(UserWarning, match='neither mm nor ONNX finds a box in the pictures'):
         with pytest.raises(UserError, match='worse'):
-            export(model, path, smaller=worse)
+            export(finds_nothing, path, smaller=worse)
         assert not path.exists()
-        export(model, path, smaller=smaller)
+        assert export(finds_nothing, path, smaller=smaller)['boxes'] == 0
     assert onnx.load(path).doc_string == 'smaller'
     with pytest.raises(UserError, match='a backbone alone has none'):
-        export(model, path, backbone=True, smaller=smaller)
+        export(finds_nothing, path, backbone=True, smaller=smaller)
 
 
 def test_other_models_are_refused(tmp_path):

@@ -189,7 +189,6 @@ def test_the_script_serves_this_computer_alone(cached, tmp_path, monkeypatch, ca
 
     def get(server):
         assert server.server_address[0] == '127.0.0.1'
-        thread = threading.Thread(target=server.handle_request)
         for path in ('', *runtime.FILES, 'style.css'):
             thread = threading.Thread(target=server.handle_request)
             thread.start()

@@ -18,14 +18,14 @@ NAMES = {7: 'cat', 3: 'dog', 12: 'bird', 5: 'never there'}
 
 
 def scene(seed=0, images=25, crowds=True):
-    """Labels with ids that count from 0, and boxes and masks near them, double and stray."""
+    """Labels, and boxes and masks near them, double and stray."""
     rng = np.random.default_rng(seed)
     labels, boxes = [], []
     for image in range(images):
         for _ in range(rng.integers(0, 9)):
             box = [*rng.uniform(0, 150, 2), *rng.uniform(10, 120, 2)]
             kind = int(rng.choice([7, 3, 12]))
-            labels.append(thing(image, kind, box, id=len(labels), area=box[2] * box[3],
+            labels.append(thing(image, kind, box, id=len(labels) + 1, area=box[2] * box[3],
                                 iscrowd=int(crowds and rng.random() < 0.1)))
             for _ in range(rng.integers(0, 4)):
                 other = kind if rng.random() < 0.7 else int(rng.choice([7, 3, 12]))
@@ -49,26 +49,14 @@ def thing(image, category, box, **more):
                 **more)
 
 
-def renumbered(truth):
-    """As read_truth does it."""
-    labels = [dict(one, id=i) for i, one in enumerate(truth['annotations'], 1)]
-    return dict(truth, annotations=labels)
-
-
-def iou(a, b):
-    w, h = (min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
-    both = max(w, 0) * max(h, 0)
-    return both / (a[2] * a[3] + b[2] * b[3] - both)
-
-
 def pairs(labels, boxes, any_class):
     """One to one, the surest first: (box, label it is on or None)."""
     free, found = list(labels), []
     for box in sorted(boxes, key=lambda one: -one['score']):
         near = [one for one in free if one['image_id'] == box['image_id'] and (
             any_class or one['category_id'] == box['category_id'])]
-        best = max(near, key=lambda one: iou(one['bbox'], box['bbox']), default=None)
-        on = best if best and iou(best['bbox'], box['bbox']) >= 0.5 else None
+        ious = mask_utils.iou([box['bbox']], [one['bbox'] for one in near], [0] * len(near))
+        on = near[np.argmax(ious)] if near and np.max(ious) >= 0.5 else None
         if on:
             free.remove(on)
         found.append((box, on))
@@ -79,13 +67,13 @@ def pairs(labels, boxes, any_class):
 def test_average_precision_is_that_of_pycocotools(kind):
     truth, boxes = scene()
     assert sum(one['iscrowd'] for one in truth['annotations']) > 3
-    figures, _ = detection.count(renumbered(truth), dict(bbox=boxes, segm=boxes), None)
+    figures, _ = detection.count(truth, dict(bbox=boxes, segm=boxes), None)
     given = json.loads(json.dumps(boxes))
     for one in given if kind == 'segm' else ():
         del one['bbox']  # as mm does, for the sizes of masks
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
-        coco.dataset = renumbered(truth)
+        coco.dataset = truth
         coco.createIndex()
         wanted = COCOeval(coco, coco.loadRes(given), kind)
         wanted.evaluate()
@@ -104,7 +92,7 @@ def test_average_precision_is_that_of_pycocotools(kind):
 
 def test_confusions_and_worst_images_are_one_to_one():
     truth, boxes = scene(1, crowds=False)
-    figures, _ = detection.count(renumbered(truth), dict(bbox=boxes), 0.3)
+    figures, _ = detection.count(truth, dict(bbox=boxes), 0.3)
     above = [one for one in boxes if one['score'] >= 0.3]
     index = {i: k for k, i in enumerate(sorted(NAMES))}
     wanted = np.zeros((5, 5), int)
@@ -130,7 +118,7 @@ def test_confusions_and_worst_images_are_one_to_one():
 
 def test_the_best_f1_is_that_of_all_scores():
     truth, boxes = scene(2, crowds=False)
-    figures, _ = detection.count(renumbered(truth), dict(bbox=boxes), None)
+    figures, _ = detection.count(truth, dict(bbox=boxes), None)
 
     def f1(labels, found, score):
         """F1, precision and recall of what is at least as sure."""
@@ -157,7 +145,7 @@ def test_the_best_f1_is_that_of_all_scores():
 
 def test_nothing_found_and_crowds_alone():
     truth, boxes = scene(3)
-    figures, _ = detection.count(renumbered(truth), dict(bbox=[], segm=[]), None)
+    figures, _ = detection.count(truth, dict(bbox=[], segm=[]), None)
     total = sum(not one['iscrowd'] for one in truth['annotations'])
     assert figures['score_thr_is'] == 'default' and figures['objects'] == total
     for found in figures['kinds'].values():
@@ -171,7 +159,7 @@ def test_nothing_found_and_crowds_alone():
         one['iscrowd'] = 1
     on = [thing(one['image_id'], one['category_id'], one['bbox'], score=1.)
           for one in truth['annotations']]
-    figures, _ = detection.count(renumbered(truth), dict(bbox=on), None)
+    figures, _ = detection.count(truth, dict(bbox=on), None)
     assert figures['objects'] == 0 and figures['worst'] == []
     assert figures['kinds']['bbox']['ap']['AP'] is None
 
@@ -186,7 +174,7 @@ def test_a_wrong_label_is_the_first_to_look_at():
               for one in found]
     was = wrong['category_id']
     wrong['category_id'] = found[len(truth['annotations']) + 1]['category_id']
-    figures, _ = detection.count(renumbered(truth), dict(bbox=found), 0.5)
+    figures, _ = detection.count(truth, dict(bbox=found), 0.5)
     swapped, missing = figures['labels']
     assert (swapped['labelled'], swapped['found']) == (NAMES[wrong['category_id']], NAMES[was])
     assert swapped['file_name'] == f'{wrong["image_id"]}.jpg' and swapped['score'] == 0.9
@@ -196,11 +184,11 @@ def test_a_wrong_label_is_the_first_to_look_at():
 
 def test_what_is_on_crowds_is_no_confusion():
     truth, _ = scene(5, images=1, crowds=False)
-    truth['annotations'] = [thing(0, 7, [0, 0, 100, 100], id=0, iscrowd=1, area=10**4),
-                            thing(0, 3, [200, 200, 50, 50], id=1, iscrowd=0, area=2500)]
+    truth['annotations'] = [thing(0, 7, [0, 0, 100, 100], id=1, iscrowd=1, area=10**4),
+                            thing(0, 3, [200, 200, 50, 50], id=2, iscrowd=0, area=2500)]
     found = [thing(0, 7, [10, 10, 20, 20], score=0.9), thing(0, 3, [10, 10, 20, 20], score=0.8),
              thing(0, 3, [200, 200, 50, 50], score=0.7)]
-    figures, _ = detection.count(renumbered(truth), dict(bbox=found, segm=found), 0.5)
+    figures, _ = detection.count(truth, dict(bbox=found, segm=found), 0.5)
     for kind in ('bbox', 'segm'):  # dog, never there, cat, bird, nothing
         wanted = np.zeros((5, 5), int)
         wanted[0, 0] = wanted[4, 0] = 1  # the dog, and another on the crowd of cats
@@ -211,5 +199,5 @@ def test_found_objects_of_other_data_are_refused():
     truth, boxes = scene()
     for key in ('image_id', 'category_id'):
         with pytest.raises(UserError, match=f'1 of {len(boxes)} .* their {key}, such as 99'):
-            detection.count(renumbered(truth), dict(
+            detection.count(truth, dict(
                 bbox=[dict(boxes[0], **{key: 99}), *boxes[1:]]), None)

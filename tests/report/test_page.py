@@ -4,9 +4,7 @@ import importlib
 import json
 import re
 import shutil
-import subprocess
 import sys
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
@@ -18,6 +16,7 @@ from mmrest.report import make_report
 from mmrest.report.html import matrix
 from mmrest.report.pictures import Box, drawing
 
+from ..deploy.chromium import Chromium
 from ..tools.conftest import ROOT
 
 pytest.importorskip('hotcoco')
@@ -62,31 +61,18 @@ test_dataloader = dict(dataset=dict(
     return path
 
 
-class Tags(HTMLParser):
-    """What a page loads, and whether its tags that need an end have one."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.links, self.seen, self.open = [], set(), []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.add(tag)
-        self.links += [value for name, value in attrs if name in ('href', 'src')]
-        if tag in ('div', 'figure', 'g', 'section', 'svg', 'table', 'title'):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if self.open and tag == self.open[-1]:
-            self.open.pop()
-
-
 def test_the_page_is_one_file_with_its_pictures(config, tmp_path):
     report = make_report(str(config), found=[tmp_path / 'found.bbox.json'], score_thr=0.)
-    tags = Tags(report.page)
-    assert tags.open == [] and 'script' not in tags.seen
-    pictures = [link for link in tags.links if link.startswith('data:image/jpeg;base64,')]
-    others = set(tags.links) - set(pictures)
+    open_tags = []
+    for end, tag in re.findall(r'<(/?)(div|figure|g|section|svg|table|title)\b', report.page):
+        if end:
+            assert open_tags.pop() == tag
+        else:
+            open_tags.append(tag)
+    assert open_tags == [] and '<script' not in report.page
+    links = re.findall(r' (?:href|src)="([^"]*)', report.page)
+    pictures = [link for link in links if link.startswith('data:image/jpeg;base64,')]
+    others = set(links) - set(pictures)
     assert all(link.startswith(('#', 'https://arxiv.org/')) for link in others)
     shapes = [cv2.imdecode(np.frombuffer(base64.b64decode(picture.split(',')[1]), np.uint8),
                            cv2.IMREAD_UNCHANGED).shape for picture in pictures]
@@ -119,20 +105,18 @@ def test_a_browser_shows_the_figures(config, tmp_path, monkeypatch):
         'report', str(config), '--dt', str(tmp_path / 'found.bbox.json'), '--out', str(out),
         '--json', str(tmp_path / 'report.json')])
     importlib.import_module('report').main()
-    done = subprocess.run([
-        CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic',
-        '--no-first-run', '--disable-background-networking', '--disable-component-update',
-        '--disable-sync', f'--user-data-dir={tmp_path / "profile"}', '--dump-dom',
-        out.as_uri()], text=True, capture_output=True, timeout=240)
+    with Chromium(CHROMIUM, tmp_path / 'profile') as browser:
+        browser.open(out.as_uri())
+        page = browser.evaluate('document.documentElement.outerHTML')
     figures = json.loads((tmp_path / 'report.json').read_text())
-    cells = re.findall(r'<td[^>]*>([^<]*)</td>', done.stdout)
+    cells = re.findall(r'<td[^>]*>([^<]*)</td>', page)
     for row in (figures['kinds']['bbox'], *figures['kinds']['bbox']['classes']):
         best = row['best'] or {}
         for value in (*best.values(), row.get('AP'), *row.get('ap', {}).values()):
             shown = '–' if value is None else f'{value:.3f}'
-            assert shown in cells or shown in done.stdout.partition('Which score')[2]
+            assert shown in cells or shown in page.partition('Which score')[2]
     shown = [one for one in figures['worst'] if one['file_name'] != 'gone.jpg']
-    assert NAMES[1] in cells and done.stdout.count('<image ') == len(shown) > 0
+    assert NAMES[1] in cells and page.count('<image ') == len(shown) > 0
 
 
 def test_what_cannot_be_reported_is_said(config, tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """AP, mIoU and top-1 of exported models are those of tools/test.py, on digits."""
 import importlib
-import importlib.util
-import json
 import re
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,30 +13,37 @@ from pycocotools.cocoeval import COCOeval
 
 from mmrest.apis import read_config
 from mmrest.deploy import Smaller, smaller
-from tests.tools.conftest import ROOT, call
+
+from ..deploy.models import digits_config
+from ..tools.conftest import ROOT, call
 
 BACKBONE = 'model.backbone.init_cfg.checkpoint=work_dirs/rest_lite_digits/iter_300.pth'
-# Iterations, and options beside them. The first is where the others start from.
+AP = 'coco/bbox_mAP'
+# Iterations, metrics, and options. The first is where the others start from.
 TRAININGS = {
-    'classification/rest_lite_digits.py': (300, ['param_scheduler.total_steps=300']),
-    'mask_rcnn/rest_lite_fpn_digits.py': (300, [BACKBONE, 'param_scheduler.1.end=300']),
-    'retinanet/rest_lite_retinanet_digits.py': (
-        300, [BACKBONE, 'param_scheduler.1.end=300']),
-    'semantic_fpn/rest_lite_semantic_fpn_digits.py': (
-        200, ['load_from=work_dirs/rest_lite_fpn_digits/iter_300.pth',
-              'param_scheduler.1.end=200']),
+    'configs/classification/rest_lite_digits.py': (
+        300, ['accuracy/top1'], ['param_scheduler.total_steps=300']),
+    'configs/mask_rcnn/rest_lite_fpn_digits.py': (
+        300, [AP, 'coco/segm_mAP'], [BACKBONE, 'param_scheduler.1.end=300']),
+    'configs/retinanet/rest_lite_retinanet_digits.py': (
+        300, [AP], [BACKBONE, 'param_scheduler.1.end=300']),
+    'gfl.py': (150, [AP], [BACKBONE, 'param_scheduler.1.end=150']),
+    'configs/semantic_fpn/rest_lite_semantic_fpn_digits.py': (
+        200, ['mIoU'], ['load_from=work_dirs/rest_lite_fpn_digits/iter_300.pth',
+                        'param_scheduler.1.end=200']),
 }
 
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory):
-    """Digits, and one model of each task."""
+    """Digits, and one model of each task, and of a family without a config of ours."""
     folder = tmp_path_factory.mktemp('deploy')
     for name in ('configs', 'tools'):
         (folder / name).symlink_to(ROOT / name)
+    digits_config('gfl').dump(folder / 'gfl.py')
     tool(folder, 'dataset_converters/digits_to_coco.py', 'data/digits')
-    for config, (iterations, options) in TRAININGS.items():
-        tool(folder, 'train.py', f'configs/{config}', '--cfg-options', *options,
+    for config, (iterations, _, options) in TRAININGS.items():
+        tool(folder, 'train.py', config, '--cfg-options', *options,
              f'train_cfg.max_iters={iterations}', f'train_cfg.val_interval={iterations}')
     return folder
 
@@ -87,7 +94,7 @@ def average_precision(model, folder, kind):
     return evaluation.stats[0]
 
 
-def mean_iou(model, folder, kind):
+def mean_iou(model, folder):
     both = np.zeros((11, 11))
     for path in sorted((folder / 'data/digits/val').glob('*')):
         truth = np.asarray(Image.open(folder / f'data/digits/semantic/val/{path.stem}.png'))
@@ -97,7 +104,7 @@ def mean_iou(model, folder, kind):
     return 100 * (hits / (both.sum(0) + both.sum(1) - hits)).mean()
 
 
-def top1(model, folder, kind):
+def top1(model, folder):
     hits = [model(Image.open(path))['pred_class'] == path.parent.name
             for path in (folder / 'data/digits/cls/val').glob('*/*')]
     return 100 * np.mean(hits)
@@ -108,38 +115,37 @@ def check_smaller(config, path, images):
     onnx = pytest.importorskip('onnx')
     proto = onnx.load(path)
     for int8, most in (((), 0.55), (images, 0.33)):
-        make = Smaller(read_config(str(ROOT / 'configs' / config)), int8, limit=50)
+        make = Smaller(read_config(config), int8, limit=50)
         assert make(proto).ByteSize() < most * proto.ByteSize()
         print(make.sentence)
 
 
+METRICS = {
+    'accuracy/top1': (top1, 0.05), 'mIoU': (mean_iou, 0.05),
+    'coco/bbox_mAP': (partial(average_precision, kind='bbox'), 1e-3),
+    'coco/segm_mAP': (partial(average_precision, kind='segm'), 1e-3)}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('config, metrics', [
-    ('classification/rest_lite_digits.py', {'accuracy/top1': (top1, '', 0.05)}),
-    ('retinanet/rest_lite_retinanet_digits.py', {
-        'coco/bbox_mAP': (average_precision, 'bbox', 1e-3)}),
-    ('mask_rcnn/rest_lite_fpn_digits.py', {
-        'coco/bbox_mAP': (average_precision, 'bbox', 1e-3),
-        'coco/segm_mAP': (average_precision, 'segm', 1e-3)}),
-    ('semantic_fpn/rest_lite_semantic_fpn_digits.py', {'mIoU': (mean_iou, '', 0.05)}),
-])
-def test_metrics_of_exported_models(project, config, metrics, monkeypatch):
+@pytest.mark.parametrize('config', TRAININGS)
+def test_metrics_of_exported_models(project, config, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'tools/deployment'))
-    name = config.split('/')[1][:-len('.py')]
-    checkpoint = f'work_dirs/{name}/iter_{TRAININGS[config][0]}.pth'
-    log = tool(project, 'test.py', f'configs/{config}', checkpoint)
-    images = sorted((project / 'data/digits/val').glob('*'))[:9]
-    said = tool(project, 'deployment/export_onnx.py', f'configs/{config}', checkpoint,
-                f'{name}.onnx', '--images', *images[:3])
-    assert ' in 5 pictures' in said or ' of 5 pictures' in said
-    for metric, (measure, kind, tolerance) in metrics.items():
-        wanted = float(re.findall(rf'{metric}: ([\d.]+)', log)[-1])
-        assert wanted > 0
-        for runtime, model in runtimes(str(project / f'{name}.onnx')):
-            found = measure(model, project, kind)
-            print(json.dumps(dict(config=name, metric=metric, runtime=runtime, mm=wanted,
-                                  found=found)))
-            assert found == pytest.approx(wanted, abs=tolerance), runtime
     monkeypatch.chdir(project)
     monkeypatch.setattr(smaller, 'FALL', 0.03)  # of few pictures, and a short training
+    iterations, metrics, _ = TRAININGS[config]
+    name = Path(config).stem
+    checkpoint = f'work_dirs/{name}/iter_{iterations}.pth'
+    log = tool(project, 'test.py', config, checkpoint)
+    images = sorted((project / 'data/digits/val').glob('*'))[:9]
+    said = tool(project, 'deployment/export_onnx.py', config, checkpoint, f'{name}.onnx',
+                '--images', *images[:3])
+    assert ' in 5 pictures' in said or ' of 5 pictures' in said
+    for metric in metrics:
+        measure, tolerance = METRICS[metric]
+        wanted = float(re.findall(rf'{metric}: ([\d.]+)', log)[-1])
+        assert wanted > 0
+        for runtime, model in runtimes(f'{name}.onnx'):
+            found = measure(model, project)
+            print(f'{name}, {metric} by {runtime}: {found}, mm {wanted}')
+            assert found == pytest.approx(wanted, abs=tolerance), runtime
     check_smaller(config, f'{name}.onnx', list(map(str, images)))

@@ -10,15 +10,20 @@ from benchmarks.published import PublishedResT, published_names
 from mmrest import ResT
 from mmrest.models import ResTAblation
 
+from .. import golden
+
+# With the largest number of pixels in a batch: attention maps grow with its square.
 ARCHS = [
-    dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), sr_ratios=(2, 1)),
-    dict(embed_dims=(8, 12, 24), depths=(1, 2, 1), num_heads=(1, 3, 4), sr_ratios=(5, 3, 1)),
-    dict(embed_dims=(4, 8, 16, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8),
-         sr_ratios=(8, 4, 2, 1)),
-    dict(embed_dims=(6, 10), depths=(1, 1), num_heads=(2, 5), sr_ratios=(7, 4)),
-    dict(embed_dims=(16, ), depths=(2, ), num_heads=(4, ), sr_ratios=(1, ), mlp_ratios=(0.5, )),
+    (dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), sr_ratios=(2, 1)), 2**18),
+    (dict(embed_dims=(8, 12, 24), depths=(1, 2, 1), num_heads=(1, 3, 4), sr_ratios=(5, 3, 1)),
+     2**19),
+    (dict(embed_dims=(4, 8, 16, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8),
+          sr_ratios=(8, 4, 2, 1)), 2**20),
+    (dict(embed_dims=(6, 10), depths=(1, 1), num_heads=(2, 5), sr_ratios=(7, 4)), 2**19),
+    (dict(embed_dims=(16, ), depths=(2, ), num_heads=(4, ), sr_ratios=(1, ),
+          mlp_ratios=(0.5, )), 2**16),
 ]
-MAPS = 2**26  # elements of the attention maps of one image, all heads and blocks together
+PUBLISHED = [('lite', 2**17), ('small', 2**17)]
 
 
 def build(arch, stem='rest'):
@@ -47,23 +52,12 @@ def least_side(arch, stem):
     return side
 
 
-def work(arch, height, width):
-    """Elements of the attention maps of one image."""
-    arch = ResT.arch_zoo[arch] if isinstance(arch, str) else arch
-    total = 0
-    for stage, (depth, heads, sr_ratio) in enumerate(
-            zip(arch['depths'], arch['num_heads'], arch['sr_ratios'])):
-        tokens = math.ceil(height / 2**(stage + 2)) * math.ceil(width / 2**(stage + 2))
-        total += depth * heads * tokens * max(tokens // sr_ratio**2, 1)
-    return total
-
-
 def drawn(count, largest, seed=0):
     """Sizes from 1 up, log-uniform; a tenth of them have one side of the least size."""
     draw = random.Random(seed)
     cases = []
     while len(cases) < count:
-        arch = draw.choice(ARCHS + (['lite', 'small'] if draw.random() < 0.2 else []))
+        arch, pixels = draw.choice(ARCHS + (PUBLISHED if draw.random() < 0.2 else []))
         stem = draw.choice(['rest', 'rest', 'resnet', 'pvt'])
         least = least_side(arch, stem)
         sides = [round(math.exp(draw.uniform(math.log(least), math.log(largest))))
@@ -71,10 +65,8 @@ def drawn(count, largest, seed=0):
         if draw.random() < 0.1:
             sides[draw.randrange(2)] = least
         batch = draw.randint(1, 3)
-        pixels = batch * sides[0] * sides[1] * (10 if isinstance(arch, str) else 1)
-        if work(arch, *sides) > MAPS or pixels > 2**21:
-            continue
-        cases.append((arch, stem, batch, *sides))
+        if batch * sides[0] * sides[1] <= pixels:
+            cases.append((arch, stem, batch, *sides))
     return cases
 
 
@@ -108,10 +100,8 @@ def test_random_sizes(count, largest):
         key = f'{arch} {stem}'
         if key not in models:
             models[key] = build(arch, stem)
-        try:
-            check(models[key], batch, height, width)
-        except AssertionError as error:
-            raise AssertionError(f'{arch}, {stem}, {batch} x {height} x {width}') from error
+        print(f'{arch}, {stem}, {batch} x {height} x {width}')
+        check(models[key], batch, height, width)
 
 
 def agree(got, want):
@@ -126,15 +116,10 @@ def agree(got, want):
 def gradients(model, image):
     """Features, and gradients of the first image and of all parameters, by name."""
     image = image.detach().requires_grad_()
-    features = model(image)
-    torch.manual_seed(1)
-    loss = 0
-    for x in features:
-        weight = torch.randn(1, *x.shape[1:], dtype=x.dtype)
-        loss = loss + (x[:1] * weight).sum() + (x[:1]**2 * weight).mean()
+    features = [x[:1] for x in model(image)]
     names, params = zip(*sorted(published_names(dict(model.named_parameters())).items()))
-    grads = torch.autograd.grad(loss, [image, *params])
-    return [x[:1] for x in features] + [grads[0][:1], *grads[1:]], names
+    grads = torch.autograd.grad(golden.loss(features), [image, *params])
+    return [*features, grads[0][:1], *grads[1:]], names
 
 
 @pytest.mark.parametrize('count, largest', [
@@ -161,8 +146,6 @@ def test_the_published_numbers_at_random_sizes(count, largest):
         got, names = gradients(ours, image)
         want, want_names = gradients(published, twice)
         assert names == want_names
-        try:
-            agree(got, want)
-        except AssertionError as error:
-            raise AssertionError(f'{batch} x {height} x {width}') from error
+        print(f'{batch} x {height} x {width}')
+        agree(got, want)
     assert 1 in seen

@@ -6,6 +6,8 @@ from torch import nn
 from benchmarks.published import Attention
 from mmrest import EMSA, ResT
 
+from ..tiny_data import ARCH as TINY
+
 ARCH = dict(embed_dims=(16, 32, 64), depths=(1, 1, 1), num_heads=(1, 2, 4), sr_ratios=(4, 2, 1))
 
 
@@ -83,22 +85,26 @@ INPUTS = dict(
 )
 
 
+def check_step(model, image, amp=False):
+    """Features and gradients are finite."""
+    image.requires_grad_()
+    model.zero_grad()
+    with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+        features = model(image)
+    sum((x.float()**2 * torch.arange(x.shape[3])).mean() for x in features).backward()
+    for x in (*features, image.grad, *(p.grad for p in model.parameters())):
+        assert torch.isfinite(x).all()
+
+
 @pytest.mark.parametrize('backend', [
     'reference', 'chunked', pytest.param('triton', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('kind', INPUTS)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_inputs_at_the_edges(kind, backend, dtype):
+@pytest.mark.parametrize('amp', [False, True])
+def test_inputs_at_the_edges(kind, backend, amp):
     torch.manual_seed(0)
-    arch = dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), sr_ratios=(2, 1))
-    model = ResT(arch, out_indices=None, backend=backend).train()
+    model = ResT(TINY, out_indices=None, backend=backend)
     for training in (True, False):
-        image = INPUTS[kind]((2, 3, 24, 40)).requires_grad_()
-        model.zero_grad()
-        with torch.autocast('cpu', torch.bfloat16, enabled=dtype != torch.float32):
-            features = model.train(training)(image)
-        sum((x.float()**2 * torch.arange(x.shape[3])).mean() for x in features).backward()
-        for x in (*features, image.grad, *(p.grad for p in model.parameters())):
-            assert torch.isfinite(x).all()
+        check_step(model.train(training), INPUTS[kind]((2, 3, 24, 40)), amp)
 
 
 @pytest.mark.parametrize('dtype, scale', [(torch.bfloat16, 1), (torch.float16, 1e-2)])
@@ -106,12 +112,8 @@ def test_inputs_at_the_edges(kind, backend, dtype):
 def test_models_of_16_bits(kind, dtype, scale):
     """The model and the image have 16 bits; an input of 1e4 would overflow in float16."""
     torch.manual_seed(0)
-    model = Classifier().to(dtype).eval()
-    image = (scale * INPUTS[kind]((2, 3, 40, 56))).to(dtype).requires_grad_()
-    out = model(image)
-    out.float().square().sum().backward()
-    for x in (out, image.grad, *(p.grad for p in model.parameters())):
-        assert torch.isfinite(x).all()
+    model = ResT(ARCH, out_indices=None).to(dtype).eval()
+    check_step(model, (scale * INPUTS[kind]((2, 3, 40, 56))).to(dtype))
 
 
 @pytest.mark.parametrize('bias', [0, 1, 10])

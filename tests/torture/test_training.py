@@ -1,6 +1,7 @@
 """Training that is killed, and disks that fill up."""
 import signal
 import time
+from functools import partial
 
 import mmengine
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from mmengine.utils import digit_version
 
 from ..tiny_data import DETECTOR_OPTIONS, EPOCHS, write_classifier, write_detector
-from .training import DieAt, DieNaming, FilesAtMost, Run, check_whole, content, distance, same
+from .training import Run, check_whole, content, die_at, die_naming, distance, limit_files, same
 
 
 @pytest.fixture(scope='module')
@@ -20,9 +21,9 @@ def undisturbed(tmp_path_factory):
     return folder, end(folder, 'undisturbed')
 
 
-def resume(folder, name, *options, fate=None):
+def resume(folder, name, fate=None):
     """Run to the end, or until ``fate`` ends it; returns the exit code and the output."""
-    run = Run(folder, 'classifier.py', '--work-dir', name, '--resume', *options, fate=fate)
+    run = Run(folder, 'classifier.py', '--work-dir', name, '--resume', fate=fate)
     return run.wait(), run.text()
 
 
@@ -35,15 +36,6 @@ def whole(folder):
     for path in folder.glob('*.pth'):
         check_whole(path)
     return sorted(int(path.stem.split('_')[1]) for path in folder.glob('epoch_*.pth'))
-
-
-@pytest.mark.slow
-def test_seeds_alone_decide(undisturbed):
-    """Otherwise, equal results after a kill would prove nothing."""
-    folder, expected = undisturbed
-    code, _ = resume(folder, 'seed', '--cfg-options', 'randomness.seed=1')
-    assert code == 0
-    assert distance(end(folder, 'seed'), expected) > 1e-3
 
 
 @pytest.mark.parametrize('wanted', [2, pytest.param(20, marks=pytest.mark.slow)])
@@ -78,29 +70,29 @@ def test_every_way_to_die_in_one_run(undisturbed):
     """Around and in the middle of a checkpoint, by a full disk, and before it is named."""
     folder, expected = undisturbed
     name, out = 'dying', folder / 'dying'
-    code, _ = resume(folder, name, fate=DieAt('top1_epoch_2.pth', after=False))
+    code, _ = resume(folder, name, fate=partial(die_at, 'top1_epoch_2.pth', after=False))
     assert code == -signal.SIGKILL and whole(out) == [1, 2]
 
-    code, log = resume(folder, name, fate=DieAt('/epoch_3.pth', after=True))
+    code, log = resume(folder, name, fate=partial(die_at, '/epoch_3.pth', after=True))
     assert code == -signal.SIGKILL and 'resumed epoch: 2' in log
     assert whole(out) == [1, 2, 3]
     assert (out / 'last_checkpoint').read_text().endswith('epoch_2.pth')
 
     before = (out / 'epoch_3.pth').read_bytes()
     half = len(before) // 2
-    code, log = resume(folder, name, fate=FilesAtMost(half, kill=True))
+    code, log = resume(folder, name, fate=partial(limit_files, half, kill=True))
     assert code == -signal.SIGXFSZ and 'resumed epoch: 2' in log
     assert (out / 'epoch_3.pth.partial').stat().st_size == half
     assert whole(out) == [1, 2, 3]
 
-    code, log = resume(folder, name, fate=FilesAtMost(half, kill=False))
+    code, log = resume(folder, name, fate=partial(limit_files, half, kill=False))
     assert code == 1 and '[Errno 27] File too large' in log
     assert whole(out) == [1, 2, 3] and (out / 'epoch_3.pth').read_bytes() == before
     assert not (out / 'epoch_3.pth.partial').exists()
 
     # MMEngine writes last_checkpoint in place: it is empty for a moment.
     for kill, last in ((True, 3), (False, 4)):
-        code, log = resume(folder, name, fate=DieNaming(kill))
+        code, log = resume(folder, name, fate=partial(die_naming, kill))
         assert code == (-signal.SIGKILL if kill else 1)
         assert kill or 'No space left on device' in log
         assert f'resumed epoch: {last - 1}' in log and whole(out)[-1] == last
@@ -121,20 +113,15 @@ param_scheduler = dict(T_max={5 * EPOCHS}, by_epoch=False)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5))
 log_processor = dict(by_epoch=False)
 '''
-WORKERS = 'train_dataloader.num_workers=2'
-PERSISTENT = 'train_dataloader.persistent_workers=True'
 OLD = pytest.mark.xfail(
     digit_version(mmengine.__version__) < digit_version('0.10.12'), strict=True,
     reason="OpenMMLab's mmengine loads the images that it skips: other random numbers")
-DRAWS = pytest.mark.xfail(
-    strict=True, reason="mmengine's data workers start with the same random numbers again")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('config, options, third', [
     pytest.param('iterations.py', [], '/iter_15.pth', marks=OLD),
-    ('classifier.py', [WORKERS], '/epoch_3.pth'),
-    pytest.param('classifier.py', [WORKERS, PERSISTENT], '/epoch_3.pth', marks=DRAWS),
+    ('classifier.py', ['train_dataloader.num_workers=2'], '/epoch_3.pth'),
     ('detector.py', DETECTOR_OPTIONS, '/epoch_2.pth'),
 ])
 def test_loops_and_workers(config, options, third, tmp_path):
@@ -145,7 +132,7 @@ def test_loops_and_workers(config, options, third, tmp_path):
     args = (config, '--cfg-options', 'log_level=INFO', *options)
     run = Run(tmp_path, *args, '--work-dir', 'whole')
     assert run.wait() == 0, run.text()[-3000:]
-    run = Run(tmp_path, *args, '--work-dir', 'killed', fate=DieAt(third, after=False))
+    run = Run(tmp_path, *args, '--work-dir', 'killed', fate=partial(die_at, third, after=False))
     assert run.wait() == -signal.SIGKILL, run.text()[-3000:]
     run = Run(tmp_path, *args, '--work-dir', 'killed', '--resume')
     assert run.wait() == 0 and 'resumed epoch' in run.text(), run.text()[-3000:]

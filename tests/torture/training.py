@@ -68,53 +68,44 @@ def _run(folder, log, argv, fate):
     runpy.run_path(argv[0], run_name='__main__')
 
 
-class DieAt:
+# What may happen to a process: called in it before the script.
+
+
+def die_at(end, after):
     """SIGKILL before or after a rename to a file name with this ending."""
+    replace = os.replace
 
-    def __init__(self, end, after):
-        self.end, self.after = end, after
+    def deadly(source, target, **kwargs):
+        last = str(target).endswith(end)
+        if after or not last:
+            replace(source, target, **kwargs)
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    def __call__(self):
-        replace = os.replace
-
-        def deadly(source, target, **kwargs):
-            last = str(target).endswith(self.end)
-            if self.after or not last:
-                replace(source, target, **kwargs)
-            if last:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        os.replace = deadly
+    os.replace = deadly
 
 
-class FilesAtMost:
+def limit_files(size, kill):
     """A write past ``size`` bytes of a file fails, or kills the process."""
-
-    def __init__(self, size, kill):
-        self.size, self.kill = size, kill
-
-    def __call__(self):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if self.kill else signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL if kill else signal.SIG_IGN)
 
 
-class DieNaming:
+def die_naming(kill):
     """SIGKILL, or an error, when last_checkpoint is open and still empty."""
+    def deadly(path, *args):
+        file = open(path, *args)  # noqa: SIM115
+        if not str(path).endswith('last_checkpoint'):
+            return file
+        if kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def __init__(self, kill):
-        self.kill = kill
+    checkpoint_hook.open = deadly
 
-    def __call__(self):
-        def deadly(path, *args):
-            file = open(path, *args)  # noqa: SIM115
-            if not str(path).endswith('last_checkpoint'):
-                return file
-            if self.kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        checkpoint_hook.open = deadly
+# Checkpoints
 
 
 def check_whole(path):
