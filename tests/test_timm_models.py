@@ -1,6 +1,5 @@
 """mmrest.timm_models: features in timm, and a U-Net of segmentation_models_pytorch."""
 import argparse
-import os
 import re
 
 import pytest
@@ -70,32 +69,6 @@ def test_released_files_by_checkpoint_path(out_indices, tmp_path):
         create('rest_base', checkpoint_path=str(path))
 
 
-def test_no_code_in_a_checkpoint_runs(tmp_path):
-    mark = tmp_path / 'ran'
-
-    class Payload:
-
-        def __reduce__(self):
-            return os.system, (f'touch {mark}', )
-
-    torch.save(dict(model={'x': torch.ones(1)}, args=Payload()), tmp_path / 'evil.pth')
-    with pytest.raises(RuntimeError, match='weights_only=True blocked .*system'):
-        create(checkpoint_path=str(tmp_path / 'evil.pth'))
-    assert not mark.exists()
-
-
-def test_gradient_checkpointing():
-    image = torch.rand(**IMAGE)
-    grads = []
-    for enable in (False, True):
-        torch.manual_seed(0)
-        model = create(drop_path_rate=0.)
-        model.set_grad_checkpointing(enable)
-        sum(feature.square().mean() for feature in model(image)).backward()
-        grads.append([p.grad for p in model.parameters()])
-    assert_close(*grads)
-
-
 @pytest.mark.parametrize('name', ['rest_lite', 'restv2_tiny'])
 def test_what_timm_gives_any_model(name):
     """A place, a type, settings for its transforms, and those of a classifier."""
@@ -106,6 +79,8 @@ def test_what_timm_gives_any_model(name):
     data = timm.data.resolve_model_data_config(model)
     assert data == dict(timm.data.resolve_model_data_config(create('pvt_v2_b0')), crop_pct=1.)
     assert model.default_cfg['architecture'] == name
+    model.set_grad_checkpointing()
+    assert model.with_cp
     stem = model.get_submodule(model.pretrained_cfg['first_conv'])
     assert stem is next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
 
@@ -120,31 +95,11 @@ def test_what_there_is_not():
 
 
 @pytest.mark.parametrize('name, depth', [('rest_lite', 5), ('restv2_tiny', 3)])
-def test_a_unet_of_segmentation_models_pytorch_learns(name, depth):
+def test_a_unet_of_segmentation_models_pytorch(name, depth):
     smp = pytest.importorskip('segmentation_models_pytorch')
-    torch.manual_seed(0)
     unet = smp.Unet(f'tu-{name}', encoder_weights=None, encoder_depth=depth, in_channels=4,
                     decoder_channels=(32, 16, 16, 8, 8)[:depth], drop_path_rate=0.)
-    image = torch.rand(2, 4, 64, 96)
-    mask = (image.mean(1, keepdim=True) > 0.5).float()
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(4):
-        out = unet(image)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(out, mask)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert out.shape == mask.shape and losses[-1] < losses[0]
-    assert all(p.grad is not None for p in unet.parameters())
-
-
-def test_backbones_of_transformers():
-    transformers = pytest.importorskip('transformers')
-    config = transformers.TimmBackboneConfig(
-        backbone='rest_lite', use_pretrained_backbone=False, out_indices=(1, 3))
-    backbone = transformers.TimmBackbone(config).eval()
-    image = torch.rand(**IMAGE)
-    assert_close(list(backbone(image).feature_maps), backbone._backbone(image))
-    assert backbone.channels == [128, 512]
+    out = unet(torch.rand(2, 4, 64, 96))
+    assert out.shape == (2, 1, 64, 96)
+    out.square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in unet.parameters())
