@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -119,46 +118,6 @@ def test_an_editable_install_copies_where_links_are_refused(tmp_path):
         assert (mim / 'configs' / links).exists() and (mim / 'model-index.yml').stat().st_size
     (tmp_path / 'copy/configs/new').touch()
     assert not (mim / 'configs/new').exists()
-
-
-def test_the_wheel_alone_in_an_empty_environment(wheel, tmp_path):
-    """A new environment with torch, mmengine and what these two need, and nothing else."""
-    command = [sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'env']
-    subprocess.run(command, check=True)
-    site, = (tmp_path / 'env').glob('lib/python*/site-packages')
-    wanted, seen = ['torch', *packages_distributions()['mmengine']], set()
-    while wanted:
-        name = re.split(r'[^\w.-]', wanted.pop())[0].lower()
-        if name in seen:
-            continue
-        seen.add(name)
-        try:
-            found = distribution(name)
-        except PackageNotFoundError:
-            continue  # of another platform or Python
-        wanted += [r for r in found.requires or () if 'extra ==' not in r]
-        for top in {Path(file).parts[0] for file in found.files} - {'..', '__pycache__'}:
-            if not (site / top).exists():
-                (site / top).symlink_to(Path(found.locate_file(top)))
-    install = [sys.executable, '-m', 'pip', '--python', tmp_path / 'env/bin/python', 'install',
-               '--quiet', '--no-index', '--no-deps', wheel.filename]
-    subprocess.run(install, check=True)
-    code = '''
-import importlib.util, torch, mmrest
-from mmrest.collect_env import collect_env
-for name in ("mmcv", "mmdet", "mmpretrain", "mmseg", "sklearn", "torchvision"):
-    assert importlib.util.find_spec(name) is None, name
-env = collect_env()
-assert env["MMDetection"] == "not installed" and env["Backend"].startswith("Attention runs on")
-assert env["mmcv's operators"] == "none (No module named 'mmcv')", env
-features = mmrest.ResT("lite").eval()(torch.zeros(1, 3, 50, 70))
-print(mmrest.__file__, [tuple(x.shape) for x in features])
-'''
-    done = subprocess.run([tmp_path / 'env/bin/python', '-c', code], cwd=tmp_path, text=True,
-                          capture_output=True)
-    assert done.returncode == 0, done.stderr
-    last = done.stdout.splitlines()[-1]
-    assert last.startswith(str(tmp_path)) and '(1, 512, 2, 3)]' in last
 
 
 def test_the_workflow_installs_as_the_readme_says():

@@ -55,7 +55,7 @@ def test_hooks_on_every_module(cls):
 
 @every_model
 def test_fsdp2_of_single_layers(cls):
-    """It gathers the parameters of a layer when the layer is called."""
+    """It gathers the parameters of a layer while the layer is called, and only then."""
     model, x = build(cls), image(1, 3, 64, 96)
     want = gradients(model, x)
     torch.distributed.init_process_group(
@@ -64,7 +64,8 @@ def test_fsdp2_of_single_layers(cls):
         mesh = torch.distributed.device_mesh.init_device_mesh('cpu', (1, ))
         for layer in called(model).values():
             if any(True for _ in layer.parameters(recurse=False)):
-                torch.distributed.fsdp.fully_shard(layer, mesh=mesh)
+                torch.distributed.fsdp.fully_shard(
+                    layer, mesh=mesh, reshard_after_forward=True)
         got = {name: grad.full_tensor() for name, grad in gradients(model, x).items()}
     finally:
         torch.distributed.destroy_process_group()
