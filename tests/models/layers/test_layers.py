@@ -27,6 +27,8 @@ def test_tokens_and_images_hold_the_same_values_in_fresh_memory(batch):
         tokens = image_to_tokens(image)
         assert tokens.stride() == (60, 3, 1)
         assert_close(tokens[:, 7], image[:, :, 1, 3])  # token 7 of rows of 4 is (1, 3)
+        grad, = torch.autograd.grad(image_to_tokens(image.requires_grad_()), image, tokens)
+        assert grad.stride() == (60, 1, 12, 3)  # else BatchNorm's may be wrong for one image
         back = tokens_to_image(tokens, (5, 4))
         assert back.stride() == (60, 1, 12, 3)
         assert_close(back, image)
