@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import MODELS as REGISTRY
 from torch import nn
 from torch.testing import assert_close
 
@@ -196,16 +195,6 @@ def test_gradients_at_batch_1_are_those_of_the_image_twice(cls, training, layout
 
 
 # Options
-
-
-@every_model
-def test_mm_registries_find_it(cls):
-    cfg = dict(type=cls.__name__, arch=TINY, out_indices=None)
-    assert isinstance(REGISTRY.build(cfg), cls)
-    for package in ('mmdet', 'mmpretrain', 'mmseg'):
-        registry = __import__(f'{package}.registry', fromlist=['MODELS']).MODELS
-        with registry.switch_scope_and_registry(package) as scoped:
-            assert isinstance(scoped.build(cfg), cls)
 
 
 @every_model

@@ -1,4 +1,4 @@
-"""What torch.compile, torch.export and torch.onnx make of EMSA and of the backbones."""
+"""What torch.compile and torch.export make of EMSA and of the backbones."""
 import itertools
 
 import pytest
@@ -120,7 +120,7 @@ def test_the_warning_is_no_graph_break():
     assert len(warned) == 1
 
 
-# torch.export and torch.onnx
+# torch.export
 
 
 class Attention(nn.Module):
