@@ -133,11 +133,11 @@ def test_any_strides(backend, dtype):
     assert_close(got, want, **bounds)
 
 
-def block_of(rows, threads, monkeypatch):
-    """Make each block have this many rows of 2 x 4 elements of the map."""
+def block_of(rows, threads, monkeypatch, h=2, M=4):
+    """Make each block have this many rows of h x M elements of the map."""
     monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
-    monkeypatch.setattr(chunked, 'BLOCK', rows * 4 // threads)
-    monkeypatch.setattr(chunked, 'MOST', rows * 2 * 4)
+    monkeypatch.setattr(chunked, 'BLOCK', rows * M // threads)
+    monkeypatch.setattr(chunked, 'MOST', rows * h * M)
     monkeypatch.setattr(chunked, 'ROWS', 1)
     monkeypatch.setattr(chunked, 'LEAST', 0)
 
@@ -199,10 +199,7 @@ def test_bfloat16_products_are_no_further_off_than_twice_the_reference(
         shape, rows, threads, mixed, normalize, bfloat16_products, monkeypatch):
     """Over eight draws: in one, the reference may be right by chance. Images are in one block,
     or in blocks that are cut for threads."""
-    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
-    monkeypatch.setattr(chunked, 'BLOCK', rows * shape[3] // threads)
-    monkeypatch.setattr(chunked, 'ROWS', 1)
-    monkeypatch.setattr(chunked, 'LEAST', 0)
+    block_of(rows, threads, monkeypatch, h=shape[1], M=shape[3])
     found = []
     for seed in range(8):
         inputs = [x.detach().bfloat16() for x in draw(*shape, seed=seed)[:4 if mixed else 3]]
