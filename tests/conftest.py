@@ -1,14 +1,28 @@
+import io
+import logging
 import os
 from importlib.util import find_spec
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from . import quick_configs  # noqa: F401
 
 # Triton's interpreter runs the kernels on a CPU. Triton reads this when it is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')
+
+
+@pytest.fixture
+def log():
+    """What a run's logger prints."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield stream
+    logger.removeHandler(handler)
 
 
 def pytest_addoption(parser):

@@ -1,12 +1,9 @@
 """Weights of whole models that fit and that do not, errors as sentences, names that moved."""
-import io
-import logging
 from importlib import import_module
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
@@ -33,28 +30,9 @@ class Whole(nn.Module):
         return dict(loss=self.head.bias.sum())
 
 
-def save(path, model, names='{}'):
-    state = {names.format(name): value for name, value in model.state_dict().items()}
-    torch.save(dict(state_dict=state), path)
+def save(path, model):
+    torch.save(dict(state_dict=model.state_dict()), path)
     return path
-
-
-@pytest.fixture
-def log():
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield stream
-    logger.removeHandler(handler)
-
-
-@pytest.mark.parametrize('names', ['{}', 'module.{}', '_orig_mod.{}'])
-def test_a_whole_model_is_loaded(names, tmp_path):
-    source = Whole()
-    path = save(tmp_path / 'a.pth', source, names)
-    model = build_model(Config(dict(model=dict(type='Whole'), default_scope=None)), path)
-    assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
 
 
 def test_heads_may_differ_and_the_log_says_so(tmp_path, log):
@@ -73,8 +51,6 @@ def other_arch():
 
 @pytest.mark.parametrize('source, words', [
     (lambda: other_arch().state_dict(), 'does not fit ResT.* it lacks stage2.1.norm1.weight'),
-    (lambda: {f'backbone.{k}': v for k, v in ResT('lite').state_dict().items()},
-     r"looks like ResT\(arch='lite'\), does not fit ResT\(arch='custom'\)"),
     (lambda: Whole().head.state_dict(), "no parameter whose name starts with prefix='back"),
     (lambda: Whole().backbone.state_dict(), "no parameter whose name starts with prefix='back"),
 ])

@@ -1,6 +1,7 @@
 """What `python -m mmrest.collect_env` says."""
 import runpy
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
 
@@ -22,6 +23,8 @@ def test_it_prints_versions_and_the_backend(monkeypatch, capsys):
     name, number = lines['MMDetection'].split()
     assert name in ('onedl-mmdetection', 'mmdet') and version(name) == number
     assert lines['Backend'] == "Attention runs on 'chunked', because it was asked for."
+    monkeypatch.setattr(collect_env, 'packages_distributions', dict)
+    assert collect_env.collect_env()['MMDetection'] == 'not installed'
     monkeypatch.setenv('MMREST_ATTENTION_BACKEND', 'cudnn')
     runpy.run_module('mmrest.collect_env', run_name='__main__')
     assert "\nBackend: none: backend='cudnn' must be 'auto' or" in capsys.readouterr().out
@@ -50,3 +53,5 @@ def test_operators_that_do_not_fit(monkeypatch, tmp_path):
     monkeypatch.setattr(mmcv, '__path__', [str(tmp_path)])
     found = collect_env.describe_operators()
     assert found.startswith(f'they cannot be loaded ({tmp_path}/_ext.so: ')
+    monkeypatch.setattr(collect_env, 'import_module', lambda name: import_module('no_mmcv'))
+    assert collect_env.describe_operators() == "none (No module named 'no_mmcv')"

@@ -2,13 +2,8 @@
 
 And what mmengine, the published files and safetensors have in them is read as it was saved.
 """
-import ctypes
-import functools
 import hashlib
-import importlib
-import io
 import json
-import operator
 import os
 import pickle
 import random
@@ -16,9 +11,9 @@ import struct
 import subprocess
 import sys
 import threading
-import zipfile
 from argparse import Namespace
 from collections import OrderedDict, defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -42,7 +37,8 @@ from mmrest.safe_reading import (
     register_safe_loader,
 )
 
-ROOT = Path(__file__).parents[1]
+from .models.models import ARCH
+from .tiny_data import ROOT, write_classes
 
 # Writing files
 
@@ -99,18 +95,15 @@ def legacy_file(payload, path):
 
 
 @pytest.fixture
-def mmengine():
-    schemes = dict(CheckpointLoader._schemes)
-    yield lambda path, **kwargs: (
+def mmengine(monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    return lambda path, **kwargs: (
         register_safe_loader(**kwargs), CheckpointLoader.load_checkpoint(str(path), 'cpu'))[1]
-    CheckpointLoader._schemes.clear()
-    CheckpointLoader._schemes.update(schemes)
 
 
-def by_init_cfg(path, kind='mmengine.Pretrained'):
-    arch = dict(embed_dims=(8, ), depths=(1, ), num_heads=(1, ), sr_ratios=(1, ))
-    init_cfg = [dict(type=kind, checkpoint=str(path))]
-    ResT(arch, out_indices=None, init_cfg=init_cfg).init_weights()
+def by_init_cfg(path):
+    init_cfg = [dict(type='mmengine.Pretrained', checkpoint=str(path))]
+    ResT(ARCH, out_indices=(0, ), init_cfg=init_cfg).init_weights()
 
 
 def by_head(path):
@@ -130,35 +123,6 @@ def touch(mark):
     return f"open({str(mark)!r}, 'w').close()", f'touch {mark}'
 
 
-def script(mark):
-    path = mark.with_suffix('.py')
-    path.write_text(touch(mark)[0])
-    return str(path)
-
-
-def hub(mark):
-    mark.with_name('hubconf.py').write_text(f'def go():\n    {touch(mark)[0]}\n')
-    return str(mark.parent)
-
-
-def module(mark):
-    """Name of a module whose import makes the mark."""
-    sys.path.append(os.path.dirname(script(mark)))
-    return mark.stem
-
-
-def npy(mark):
-    path = mark.with_suffix('.npy')
-    path.write_bytes(pickle.dumps(Call(eval, touch(mark)[0])))
-    return str(path)
-
-
-def nested(mark):
-    path = mark.with_suffix('.pth')
-    legacy_file(dumps(Call(eval, touch(mark)[0])), path)
-    return str(path)
-
-
 def globals_of_a_rebuild(mark):
     """Reaches eval by getattr alone, from a function that tensors need."""
     everything = Call(getattr, torch._utils._rebuild_tensor_v2, '__globals__')
@@ -174,37 +138,13 @@ def tofile(mark):
 
 CODE = dict(
     system=lambda m: dumps(Call(os.system, touch(m)[1])),
-    eval=lambda m: dumps(Call(eval, touch(m)[0])),
-    exec=lambda m: dumps(dict(state_dict=dict(x=Call(exec, touch(m)[0])))),
-    popen=lambda m: dumps(Call(subprocess.call, ['touch', str(m)])),
-    importlib=lambda m: dumps(Call(importlib.import_module, module(m))),
-    getattr_chain=lambda m: dumps(
-        Call(Call(getattr, Call(importlib.import_module, 'os'), 'system'), touch(m)[1])),
-    partial=lambda m: dumps(Call(functools.partial(os.system, touch(m)[1]))),
-    attrgetter=lambda m: dumps(Call(
-        Call(operator.attrgetter('system'), Call(importlib.import_module, 'os')), touch(m)[1])),
-    torch_hub=lambda m: dumps(Call(partial(torch.hub.load, hub(m), 'go', source='local'))),
-    torch_load=lambda m: dumps(Call(partial(torch.load, nested(m), weights_only=False))),
-    numpy_load=lambda m: opcodes(name('numpy', 'load') + text(npy(m)) + b'N\x88\x87R'),
-    ctypes=lambda m: dumps(
-        Call(Call(getattr, Call(ctypes.CDLL, None), 'system'), touch(m)[1].encode())),
-    build_setstate=lambda m: opcodes(
-        name('types', 'SimpleNamespace') + b')R}' + text('__setstate__')
-        + name('os', 'system') + b'sb' + text(touch(m)[1]) + b'b'),
     build_ordered_dict=lambda m: opcodes(
         name('collections', 'OrderedDict') + b')R}' + text('__setstate__')
         + name('os', 'system') + b'sb' + text(touch(m)[1]) + b'b'),
     inst=lambda m: opcodes(b'(' + text(touch(m)[1]) + b'ios\nsystem\n'),
-    obj=lambda m: opcodes(b'(' + name('os', 'system') + text(touch(m)[1]) + b'o'),
     protocol_0=lambda m: f"cos\nsystem\n(S'{touch(m)[1]}'\ntR.".encode(),
     protocol_4=lambda m: pickle.dumps(Call(os.system, touch(m)[1]), 4),
-    map_reduce=lambda m: dumps(Call(list, Call(map, os.system, [touch(m)[1]]))),
-    hidden_in_a_key=lambda m: opcodes(
-        b'}' + name('os', 'system') + text(touch(m)[1]) + b'\x85RNs'),
     popped=lambda m: opcodes(name('os', 'system') + text(touch(m)[1]) + b'\x85R0N'),
-    mmengine_config=lambda m: dumps(
-        Call(Call(getattr, importlib.import_module('mmengine.config').Config, 'fromfile'),
-             script(m))),
     rebuild_globals=lambda m: dumps(globals_of_a_rebuild(m)),
     tofile=lambda m: dumps(tofile(m)),
 )
@@ -225,14 +165,6 @@ def test_no_code_runs(style, mmengine, tmp_path):
     assert mark.exists(), 'this is no payload: plain pickle does not run it'
 
 
-def test_the_error_names_what_is_asked_for(tmp_path):
-    path = tmp_path / 'evil.pth'
-    zip_file(dumps(Call(eval, '1')), path)
-    words = r"builtins.eval in it, .* no code in it was run.*weights_only=False\)\['model'\]"
-    with pytest.raises(UnsafeCheckpointError, match=words):
-        read_state_dict(path)
-
-
 # Harm without code
 
 
@@ -249,31 +181,15 @@ def one(tensor):
     return opcodes(b'}' + text('x') + tensor + b's')
 
 
-def array(code, content=b'(I1\nl', state=b''):
-    """Opcodes for a NumPy array of a dtype, whose state may lie."""
+def array(code):
+    """Opcodes for a NumPy array of a dtype."""
     return (name('numpy._core.multiarray', '_reconstruct') + name('numpy', 'ndarray')
             + b'K\x00\x85' + text('b') + b'\x87R(K\x01K\x01\x85' + name('numpy', 'dtype')
-            + text(code) + b'\x85R' + state + b'\x89' + content + b'tb')
+            + text(code) + b'\x85R\x89(I1\nltb')
 
 
 LAUGHS = text('lol') + b'q\x00' + b''.join(  # [x, x] of the one before
     b'0(h' + bytes([i]) + b'h' + bytes([i]) + b'lq' + bytes([i + 1]) for i in range(40))
-BILLION = b'(' + text('lol') + text('lol') + b'\x86q\x00' + b''.join(
-    b'(h' + bytes([i]) + b'h' + bytes([i]) + b'\x86q' + bytes([i + 1]) for i in range(40))
-
-
-def compressed(path):
-    plain = io.BytesIO()
-    torch.save({'x': torch.zeros(2**24)}, plain)
-    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(
-            path, 'w', zipfile.ZIP_DEFLATED) as new:
-        for record in old.namelist():
-            new.writestr(record, old.read(record))
-
-
-def with_tail(path):
-    compressed(path)
-    path.write_bytes(path.read_bytes() + b'PK\5\6')
 
 
 def compressed_by_the_directory_alone(path):
@@ -306,15 +222,11 @@ def safetensors(header, content=b'', length=None):
         struct.pack('<Q', len(header) if length is None else length) + header + content)
 
 
-def entry(begin, end, shape=(2, )):
-    return dict(dtype='F32', shape=list(shape), data_offsets=[begin, end])
-
-
+ENTRY = dict(dtype='F32', shape=[2], data_offsets=[0, 8])
 HARMFUL = dict(
     empty=lambda path: path.write_bytes(b''),
-    words=lambda path: path.write_bytes(b'hello world, this is text'),
     cut=lambda path: path.write_bytes(b'PK\3\4' + bytes(50)),
-    compressed=compressed, with_tail=with_tail, claimed_twice=claimed_twice,
+    claimed_twice=claimed_twice,
     compressed_by_the_directory_alone=compressed_by_the_directory_alone,
     memo=of_pickle(b'}r' + struct.pack('<I', 2**31 - 1)),
     storage=lambda path: zip_file(one(tensor_of(2**31 - 1, 2**20)), path),
@@ -326,9 +238,7 @@ HARMFUL = dict(
     outside=lambda path: zip_file(
         one(tensor_of(16, 2, key='../../../etc/passwd')), path),
     allocate=of_pickle(name('torch.storage', 'UntypedStorage') + number(2**31 - 1) + b'\x85R'),
-    bytearray=of_pickle(name('builtins', 'bytearray') + number(2**31 - 1) + b'\x85R'),
     bytes8=of_pickle(b'\x8e' + struct.pack('<Q', 2**40)),
-    bytearray8=of_pickle(b'\x96' + struct.pack('<Q', 2**40)),
     long_text=of_pickle(b'X' + struct.pack('<I', 2**32 - 1)),
     deep=of_pickle(b'(' * 2**18 + b'l' * 2**18),
     **{f'{kind}_of_rows': of_pickle(name(place, kind) + tensor_of(16, 10**7, 0) + b'\x85R')
@@ -352,37 +262,28 @@ HARMFUL = dict(
         b'(' + text('module') + text('Linear') + text('file.py') + text('a line') + b'tQ'),
     change_of_a_class=of_pickle(name('torch', 'device') + b'N}(' + text('x') + b'\x88u\x86b'),
     objects=of_pickle(array('O8')), structure=of_pickle(array('V16')),
-    pointers=of_pickle(b'}' + text('x') + array('O8', text('AAAAAAAA'), b'(K\x03' + text(
-        '|') + b'NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb') + b's'),
     forged=of_pickle(b'}' + text('x') + name('numpy', 'ndarray') + b'K\x01\x85' + name(
         'numpy', 'dtype') + text('O8') + b'\x85R' + text('AAAAAAAA') + b'\x87Rs'),
     dunder=of_pickle(name('builtins', 'getattr') + name(
         'mmengine.logging.history_buffer', 'HistoryBuffer') + text('__init__') + b'\x86R'),
     long_header=safetensors(b'{' + b' ' * 10, length=99 * 10**6),
-    overlap=safetensors(dict(a=entry(0, 8), b=entry(4, 12)), bytes(12)),
-    hole=safetensors(dict(a=entry(0, 8), b=entry(16, 24)), bytes(24)),
-    range=safetensors(dict(a=entry(0, 2**40, (2**38, ))), bytes(8)),
-    wrap=safetensors(dict(a=entry(0, 8, (2**62, 2**62))), bytes(8)),
-    backwards=safetensors(dict(a=entry(8, 0)), bytes(8)),
-    twice=safetensors(b'{"a":' + json.dumps(entry(0, 8)).encode() + b'}' * 2, bytes(8)),
-    brackets=safetensors(b'{' + b'[' * 100_000),
-    path=safetensors({'../../etc/passwd': entry(0, 8)}, bytes(8)),
-    backslash=safetensors({'..\\\\x': entry(0, 8)}, bytes(8)),
+    path=safetensors({'../../etc/passwd': ENTRY}, bytes(8)),
+    backslash=safetensors({'..\\\\x': ENTRY}, bytes(8)),
     nothing=safetensors({}))
 
 PEAK = """
-import json, resource, sys, time
+import json, resource, sys
 from mmrest.safe_reading import read_checkpoint, read_state_dict
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 found = {}
 for path in sys.argv[1:]:
-    before, said, start = peak(), [], time.process_time()
+    before, said = peak(), []
     for read in (read_state_dict, read_checkpoint):
         try:
             said.append(f'taken: {type(read(path))}')
         except ValueError as error:
             said.append(str(error))
-    found[path] = said, peak() - before, time.process_time() - start
+    found[path] = said, peak() - before
 print(json.dumps(found))
 """
 
@@ -396,10 +297,10 @@ def test_files_that_lie_are_refused_within_their_size(tmp_path):
                           env=dict(os.environ, PYTHONPATH=str(ROOT)))
     assert done.returncode == 0
     failures = []
-    for kind, (said, growth, _) in json.loads(done.stdout.splitlines()[-1]).items():
+    for kind, (said, growth) in json.loads(done.stdout.splitlines()[-1]).items():
         size = (tmp_path / kind).stat().st_size / 2**20
-        plain = all(f"checkpoint='{kind}'" in words and len(words) < 350 and words.isprintable()
-                    for words in said[:1])
+        words = said[0]
+        plain = f"checkpoint='{kind}'" in words and len(words) < 350 and words.isprintable()
         if not plain or growth > 32 + 64 * size:  # a byte of a pickle can make a list
             failures.append(f'{kind}, {size:.2f} MB: {growth:.0f} MB, {said}')
     assert not failures, '\n'.join(failures)
@@ -415,37 +316,14 @@ def test_errors_are_one_plain_line(words, tmp_path):
 
 
 def test_torchscript_is_refused_with_any_tail(tmp_path):
-    mark = tmp_path / 'ran'
-
-    class Harm(torch.nn.Module):
-
-        def __init__(self):
-            super().__init__()
-            self.path, self.a = str(mark), 0
-
-        @torch.jit.export
-        def __getstate__(self):
-            return (self.path, self.training)
-
-        @torch.jit.export
-        def __setstate__(self, state: tuple[str, bool]):
-            self.path, self.training = state
-            self.a = int(torch.from_file(self.path, True, 4, dtype=torch.uint8).fill_(65).sum())
-
-        def forward(self, x):
-            return x
-
     path = tmp_path / 'evil.pth'
-    torch.jit.save(torch.jit.script(Harm()), path)
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), path)
     whole = path.read_bytes()
     for tail, words in ((b'', 'TorchScript code'), (b'PK\5\6', 'end'), (bytes(30), 'end')):
         path.write_bytes(whole + tail)
         for read in (read_state_dict, read_checkpoint):
             with pytest.raises(ValueError, match=words):
                 read(path)
-            assert not mark.exists()
-    torch.jit.load(io.BytesIO(whole))
-    assert mark.exists(), 'this is no payload'
 
 
 @pytest.mark.parametrize('kind', ['safetensors', 'pth', 'legacy.pth'])
@@ -499,15 +377,9 @@ def test_attributes_do_not_replace_methods(tmp_path):
 
 def test_threads_do_not_take_the_names_from_one_another(tmp_path):
     torch.save(dict(args=Namespace(a=1), model=dict(x=torch.ones(2))), tmp_path / 'a.pth')
-    found = []
-    threads = [threading.Thread(target=lambda: [
-        found.append(read_state_dict(tmp_path / 'a.pth')['x'].sum()) for _ in range(20)])
-        for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [2] * 80
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(read_state_dict, [tmp_path / 'a.pth'] * 80)]
+    assert all(state['x'].sum() == 2 for state in found)
 
 
 # What is read
@@ -607,10 +479,9 @@ def test_tensors_go_where_they_are_asked_to(tmp_path):
     assert found['x'].device.type == 'meta'
 
 
-@pytest.mark.parametrize('protocol', [3, 4, 5])
-def test_other_protocols_say_how_to_save_again(protocol, tmp_path):
-    torch.save(dict(x=torch.ones(2), b=b'b'), tmp_path / 'a.pth', pickle_protocol=protocol)
-    with pytest.raises(ValueError, match=r'protocol \d, torch.save has 2.*save it again: '):
+def test_other_protocols_say_how_to_save_again(tmp_path):
+    torch.save(dict(x=torch.ones(2), b=b'b'), tmp_path / 'a.pth', pickle_protocol=3)
+    with pytest.raises(ValueError, match=r'protocol 3, torch.save has 2.*save it again: '):
         read_state_dict(tmp_path / 'a.pth')
 
 
@@ -664,9 +535,10 @@ def test_each_address_is_fetched_once_and_kept_apart(server, mmengine, tmp_path)
             assert read_state_dict(f'{address}/{folder}/model.bin')['x'] == i
             assert mmengine(f'{address}/{folder}/model.bin')['x'] == i
     assert asked == ['/a/model.bin', '/b/model.bin']
-    for query in ('?token=one', '?token=two', '?v=1'):
-        user = address.replace('//', '//user:secret@') if query == '?v=0' else address
-        read_state_dict(f'{user}/a/model.bin{query}')
+    user = address.replace('//', '//user:secret@')
+    for url in (f'{address}/a/model.bin?token=one', f'{user}/a/model.bin',
+                f'{address}/a/model.bin?v=1'):
+        read_state_dict(url)
     assert asked[2:] == ['/a/model.bin?v=1']  # a token says who asks, not what for
     names = sorted(p.name for p in (tmp_path / 'torch/hub/checkpoints').iterdir())
     assert len(names) == 3 and all(n.endswith('-model.bin') for n in names), names
@@ -702,10 +574,7 @@ def test_scripts_run_no_code_from_a_checkpoint(script, args, tmp_path):
     torch.save(dict(state_dict={}, extra=Call(os.system, f'touch {mark}')),
                tmp_path / 'evil.pth')
     for split in ('train', 'val'):
-        for digit in range(10):
-            folder = tmp_path / 'data' / split / str(digit)
-            folder.mkdir(parents=True)
-            (folder / '0.png').touch()
+        write_classes(tmp_path / 'data' / split, names='0123456789', each=1)
     if script != 'infer.py':
         args = args + ['--work-dir', 'out', '--cfg-options', *(
             f'{split}_dataloader.dataset.data_root=data' for split in ('train', 'val', 'test'))]

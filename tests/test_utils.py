@@ -56,19 +56,24 @@ def test_mmpretrain_lists_and_builds_our_classifiers(tmp_path):
 
 
 def test_importing_mmrest_registers_the_model_and_nothing_more(tmp_path):
-    """Nothing in sys.meta_path, no hook, no mm package; OpenCV is not needed."""
+    """Nothing in sys.meta_path, no hook. Nothing but torch and MMEngine is needed."""
     assert python('''
         import sys
-        sys.modules['cv2'] = None
+        for name in ('cv2', 'matplotlib', 'mmcv', 'mmdet', 'mmpretrain', 'mmseg', 'onnx',
+                     'pycocotools', 'safetensors', 'sahi', 'sklearn', 'timm', 'torchvision'):
+            sys.modules[name] = None
         finders = list(sys.meta_path)
-        import mmrest
+        import mmrest, torch
+        from mmrest.collect_env import collect_env
         from mmengine.registry import HOOKS, MODELS, TRANSFORMS
         added = {type(f).__module__ for f in sys.meta_path if f not in finders}
         assert not added, added
         assert MODELS.get('ResT') is mmrest.ResT
-        print([m for m in sys.modules if m.split('.')[0] in ('mmpretrain', 'mmdet', 'mmseg')],
+        assert collect_env()['Backend'].startswith('Attention runs on')
+        features = mmrest.ResT('lite').eval()(torch.zeros(1, 3, 50, 70))
+        print([tuple(x.shape) for x in features][3],
               'SkipUnreadable' in TRANSFORMS.module_dict, 'ReseedHook' in HOOKS.module_dict)
-    ''', tmp_path) == '[] False False'
+    ''', tmp_path) == '(1, 512, 2, 3) False False'
 
 
 def test_engine_and_all_modules_work_without_mmpretrain(tmp_path):

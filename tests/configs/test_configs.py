@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmrest import ResT, ResTV2
+
 CONFIGS = Path(__file__).parents[2] / 'configs'
-V2_CHANNELS = dict(tiny=[96, 192, 384, 768], small=[96, 192, 384, 768],
-                   base=[96, 192, 384, 768], large=[128, 256, 512, 1024])
-V2_DROP_PATH = dict(tiny=0.1, small=0.2, base=0.3)
-CHANNELS = dict(lite=[64, 128, 256, 512], small=[64, 128, 256, 512],
-                base=[96, 192, 384, 768], large=[96, 192, 384, 768])
-DROP_PATH = dict(lite=0.1, small=0.1, base=0.2, large=0.2)
+# Of detectors and segmenters.
+DROP_PATH = dict(rest_lite=0.1, rest_small=0.1, rest_base=0.2, rest_large=0.2,
+                 restv2_tiny=0.1, restv2_small=0.2, restv2_base=0.3)
 DIGITS = ['classification/rest_lite_digits.py', 'mask_rcnn/rest_lite_fpn_digits.py',
           'retinanet/rest_lite_retinanet_digits.py',
           'semantic_fpn/rest_lite_semantic_fpn_digits.py']
@@ -58,56 +57,77 @@ def test_no_two_configs_share_a_work_dir():
     assert Path('work_dirs/rest_small_fpn_1x_coco') in work_dirs  # Mask R-CNN's, in the README
 
 
-@pytest.mark.parametrize('kind', ['faster_rcnn', 'retinanet', 'mask_rcnn'])
-@pytest.mark.parametrize('arch', CHANNELS)
-def test_detectors_follow_the_paper(kind, arch):
-    cfg = read(f'{kind}/rest_{arch}_fpn_1x_coco.py')
-    backbone = dict(type='ResT', arch=arch, drop_path_rate=DROP_PATH[arch])
-    if kind == 'retinanet':
-        backbone['out_indices'] = (1, 2, 3)
-    assert cfg.model.backbone == backbone
-    assert cfg.model.neck.in_channels == CHANNELS[arch][-len(cfg.model.neck.in_channels):]
+def check_backbone(cfg, name, **others):
+    """Type, arch and options, and the channels that the model's next part takes."""
+    kind = ResTV2 if 'restv2' in name else ResT
+    arch = name.split('_')[1]
+    assert cfg.model.backbone == dict(type=kind.__name__, arch=arch, **others)
+    channels = list(kind.arch_zoo[arch]['embed_dims'])
+    if 'neck' in cfg.model and 'in_channels' in cfg.model.neck:
+        wanted = cfg.model.neck.in_channels
+        assert wanted == channels[-len(wanted):]
+    elif 'decode_head' in cfg.model:
+        assert cfg.model.decode_head.in_channels == channels
+        assert cfg.model.auxiliary_head.in_channels == channels[2]
+    else:
+        assert cfg.model.head.in_channels == channels[3]
+
+
+@pytest.mark.parametrize('kind, name', [
+    (kind, name) for kind in ('faster_rcnn', 'retinanet', 'mask_rcnn') for name in DROP_PATH
+    if kind == 'mask_rcnn' or 'restv2' not in name])
+def test_detectors_follow_the_paper(kind, name):
+    cfg = read(f'{kind}/{name}_fpn_1x_coco.py')
+    stages = dict(out_indices=(1, 2, 3)) if kind == 'retinanet' else {}
+    check_backbone(cfg, name, drop_path_rate=DROP_PATH[name], **stages)
     resize = cfg.train_dataloader.dataset.pipeline[2]
     assert resize.type == 'RandomChoiceResize' and resize.keep_ratio
     assert resize.scales == [(1333, short) for short in range(480, 801, 32)]
     assert optimizer(cfg) == ('AdamW', 1e-4, 0.05)
-    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0.)
     assert cfg.train_dataloader.batch_size == 2
     assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=16)
+    assert cfg.model.data_preprocessor.bgr_to_rgb
     assert cfg.train_cfg.max_epochs == 12
     _, steps = cfg.param_scheduler
     assert (steps.type, steps.milestones, steps.gamma) == ('MultiStepLR', [8, 11], 0.1)
 
 
-@pytest.mark.parametrize('arch', ['small', 'base'])
-def test_semantic_fpn_follows_poolformer(arch):
-    cfg = read(f'semantic_fpn/rest_{arch}_fpn_8xb4_40k_ade20k.py')
-    assert optimizer(cfg) == ('AdamW', 2e-4, 1e-4)
-    decay = cfg.param_scheduler
-    assert (decay.type, decay.power, decay.end) == ('PolyLR', 0.9, 40000)
-    assert cfg.train_cfg.max_iters == 40000
-    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (4, 32)
-    assert cfg.model.neck.in_channels == CHANNELS[arch]
-    check_ade20k(cfg, arch)
+@pytest.mark.parametrize('arch', ['tiny', 'small', 'base'])
+def test_long_schedules_of_restv2_follow_the_published_code(arch):
+    short, cfg = (read(f'mask_rcnn/restv2_{arch}_fpn_{times}x_coco.py') for times in (1, 3))
+    assert cfg.model == short.model
+    assert optimizer(cfg) == optimizer(short)
+    assert cfg.train_dataloader.batch_size == 2
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=0.01)
+    assert cfg.train_cfg.max_iters == cfg.param_scheduler[1].end == 270000
+    assert cfg.param_scheduler[1].milestones == [210000, 250000]
+    assert kinds(cfg.train_dataloader)[2:5] == [
+        'RandomCrop', 'RandomChoiceResize', 'RandomFlip']
+    crop = cfg.train_dataloader.dataset.pipeline[2]
+    assert (crop.crop_type, crop.crop_size) == ('relative', (0.9, 0.9))
 
 
-@pytest.mark.parametrize('arch', ['small', 'base'])
-def test_upernet_follows_swin(arch):
-    cfg = read(f'upernet/rest_{arch}_8xb2_160k_ade20k.py')
-    assert optimizer(cfg) == ('AdamW', 6e-5, 0.01)
-    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0.)
-    warm_up, decay = cfg.param_scheduler
-    assert (warm_up.type, warm_up.end) == ('LinearLR', 1500)
-    assert (decay.type, decay.power, decay.begin, decay.end) == ('PolyLR', 1., 1500, 160000)
-    assert cfg.train_cfg.max_iters == 160000
-    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (2, 16)
-    assert cfg.model.decode_head.in_channels == CHANNELS[arch]
-    check_ade20k(cfg, arch)
-
-
-def check_ade20k(cfg, arch):
+@pytest.mark.parametrize('name, recipe, warm_up, power, iters, batch', [
+    ('semantic_fpn/rest_small_fpn_8xb4_40k', (2e-4, 1e-4), 0, 0.9, 40000, (4, 32)),
+    ('semantic_fpn/rest_base_fpn_8xb4_40k', (2e-4, 1e-4), 0, 0.9, 40000, (4, 32)),
+    ('upernet/rest_small_8xb2_160k', (6e-5, 0.01), 1500, 1., 160000, (2, 16)),
+    ('upernet/rest_base_8xb2_160k', (6e-5, 0.01), 1500, 1., 160000, (2, 16)),
+    ('upernet/restv2_tiny_8xb2_160k', (6e-5, 0.01), 1500, 1., 160000, (2, 16)),
+    ('upernet/restv2_small_8xb2_160k', (1.5e-4, 0.05), 1500, 1., 160000, (2, 16)),
+    ('upernet/restv2_base_8xb2_160k', (1.5e-4, 0.05), 1500, 1., 160000, (2, 16))])
+def test_segmenters_follow_others(name, recipe, warm_up, power, iters, batch):
+    """Semantic FPN follows PoolFormer, UPerNet Swin or the published code of ResTv2."""
+    cfg, model = read(f'{name}_ade20k.py'), '_'.join(Path(name).name.split('_')[:2])
+    check_backbone(cfg, model, drop_path_rate=DROP_PATH[model])
+    assert optimizer(cfg) == ('AdamW', *recipe)
+    *first, decay = cfg.param_scheduler if warm_up else [cfg.param_scheduler]
+    assert [(one.type, one.end) for one in first] == [('LinearLR', warm_up)] * len(first)
+    assert (decay.type, decay.power, decay.end) == ('PolyLR', power, iters)
+    assert decay.get('begin', 0) == warm_up
+    assert cfg.train_cfg.max_iters == iters
+    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == batch
     assert cfg.default_scope == 'mmseg'
-    assert cfg.model.backbone == dict(type='ResT', arch=arch, drop_path_rate=DROP_PATH[arch])
     assert cfg.model.decode_head.num_classes == 150
     dataset = cfg.train_dataloader.dataset
     assert dataset.type == 'ADE20KDataset'
@@ -119,76 +139,30 @@ def check_ade20k(cfg, arch):
     assert [step.prob for step in flips] == [0., 1.]
 
 
-@pytest.mark.parametrize('arch', CHANNELS)
-def test_classifiers_follow_the_paper(arch):
-    cfg = read(f'classification/rest_{arch}_8xb256_in1k.py')
-    assert cfg.model.backbone == dict(type='ResT', arch=arch, out_indices=(3, ))
-    assert cfg.model.head.in_channels == CHANNELS[arch][-1]
-    assert optimizer(cfg) == ('AdamW', 5e-4, 0.05)
-    assert cfg.optim_wrapper.clip_grad.max_norm == 5
-    assert cfg.train_cfg.max_epochs == 300 and cfg.param_scheduler[0].end == 5
+@pytest.mark.parametrize('name', [
+    f'{kind.__name__.lower()}_{arch}' for kind in (ResT, ResTV2) for arch in kind.arch_zoo])
+def test_classifiers_follow_the_papers(name):
+    is_v2 = 'restv2' in name
+    cfg = read(f'classification/{name}_8xb256_in1k.py')
+    check_backbone(cfg, name, out_indices=(3, ))
+    assert optimizer(cfg) == ('AdamW', 1.2e-3 if is_v2 else 5e-4, 0.05)
+    assert cfg.optim_wrapper.clip_grad.max_norm == (1 if is_v2 else 5)
+    assert cfg.train_cfg.max_epochs == 300
+    warm_up, decay = cfg.param_scheduler
+    assert warm_up.end == decay.begin == (50 if is_v2 else 5)
     assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (256, 2048)
     assert {'RandAugment', 'RandomErasing'} <= set(kinds(cfg.train_dataloader))
     assert {a.type for a in cfg.model.train_cfg.augments} == {'Mixup', 'CutMix'}
     _, resize, crop, _ = cfg.test_dataloader.dataset.pipeline
-    assert (resize.scale, resize.edge, crop.crop_size) == (256, 'short', 224)
-
-
-@pytest.mark.parametrize('arch', V2_DROP_PATH)
-def test_detectors_with_restv2_follow_rest_or_the_published_code(arch):
-    backbone = dict(type='ResTV2', arch=arch, drop_path_rate=V2_DROP_PATH[arch])
-    short, long = (read(f'mask_rcnn/restv2_{arch}_fpn_{times}x_coco.py') for times in (1, 3))
-    for cfg in (short, long):
-        assert cfg.model.backbone == backbone
-        assert cfg.model.neck.in_channels == V2_CHANNELS[arch]
-        assert cfg.model.data_preprocessor.bgr_to_rgb
-        assert optimizer(cfg) == ('AdamW', 1e-4, 0.05)
-        assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0.)
-        assert cfg.train_dataloader.batch_size == 2
-    v1 = read('mask_rcnn/rest_small_fpn_1x_coco.py')
-    for key in ('train_dataloader', 'param_scheduler', 'train_cfg', 'optim_wrapper'):
-        assert short[key] == v1[key]
-    assert long.optim_wrapper.type == 'AmpOptimWrapper'
-    assert long.optim_wrapper.clip_grad == dict(max_norm=0.01)
-    assert long.train_cfg.max_iters == long.param_scheduler[1].end == 270000
-    assert long.param_scheduler[1].milestones == [210000, 250000]
-    assert kinds(long.train_dataloader)[2:5] == [
-        'RandomCrop', 'RandomChoiceResize', 'RandomFlip']
-    crop = long.train_dataloader.dataset.pipeline[2]
-    assert (crop.crop_type, crop.crop_size) == ('relative', (0.9, 0.9))
-
-
-@pytest.mark.parametrize('arch, recipe', [
-    ('tiny', ('AdamW', 6e-5, 0.01)), ('small', ('AdamW', 1.5e-4, 0.05)),
-    ('base', ('AdamW', 1.5e-4, 0.05))])
-def test_upernet_with_restv2_follows_the_published_code(arch, recipe):
-    cfg = read(f'upernet/restv2_{arch}_8xb2_160k_ade20k.py')
-    assert optimizer(cfg) == recipe
-    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0.)
-    assert cfg.model.backbone == dict(
-        type='ResTV2', arch=arch, drop_path_rate=V2_DROP_PATH[arch])
-    assert cfg.model.decode_head.in_channels == V2_CHANNELS[arch]
-    assert cfg.model.auxiliary_head.in_channels == V2_CHANNELS[arch][2]
-    assert cfg.train_cfg.max_iters == 160000
-
-
-@pytest.mark.parametrize('arch', V2_CHANNELS)
-def test_classifiers_with_restv2_follow_the_published_code(arch):
-    cfg = read(f'classification/restv2_{arch}_8xb256_in1k.py')
-    assert cfg.model.backbone == dict(type='ResTV2', arch=arch, out_indices=(3, ))
-    assert cfg.model.head.in_channels == V2_CHANNELS[arch][-1]
-    assert cfg.model.head.loss == dict(
-        type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
-    assert optimizer(cfg) == ('AdamW', 1.2e-3, 0.05)
-    assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0., bias_decay_mult=0.)
-    assert cfg.optim_wrapper.clip_grad.max_norm == 1
-    warm_up, decay = cfg.param_scheduler
-    assert (warm_up.end, decay.begin, decay.eta_min) == (50, 50, 1e-6)
-    ema, = cfg.custom_hooks
-    assert (ema.type, ema.momentum) == ('EMAHook', 1e-4)
-    _, resize, crop, _ = cfg.test_dataloader.dataset.pipeline
-    assert (resize.scale, resize.edge, crop.crop_size) == (248, 'short', 224)
+    assert (resize.scale, resize.edge, crop.crop_size) == (248 if is_v2 else 256, 'short', 224)
     assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline
+    if is_v2:
+        assert cfg.model.head.loss == dict(
+            type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
+        assert cfg.optim_wrapper.paramwise_cfg == dict(norm_decay_mult=0., bias_decay_mult=0.)
+        assert decay.eta_min == 1e-6
+        ema, = cfg.custom_hooks
+        assert (ema.type, ema.momentum) == ('EMAHook', 1e-4)
 
 
 def test_ablations_differ_only_in_what_they_name():

@@ -114,11 +114,6 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     assert names(tmp_path) == ['epoch_1.pth', 'last_checkpoint']
 
 
-def test_without_max_keep_ckpts_all_are_kept(tmp_path):
-    saved(tmp_path, 3)
-    assert names(tmp_path) == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth', 'last_checkpoint']
-
-
 def test_another_storage_needs_another_backend():
     """LocalBackend makes a folder called 's3:'."""
     backend = get_file_backend(backend_args=dict(backend='whole'))

@@ -6,7 +6,6 @@ from mmengine.optim import build_optim_wrapper
 from torch.testing import assert_close
 
 from mmrest.engine import cpu_amp, set_amp
-from mmrest.errors import UserError
 
 
 def test_forward_in_bfloat16_and_a_step_in_float32():
@@ -34,12 +33,3 @@ def test_what_amp_writes(device, known, want, monkeypatch):
         type='AmpOptimWrapper', clip_grad=None, loss_scale='dynamic', dtype='float16')))
     set_amp(cfg)
     assert cfg.optim_wrapper == want
-
-
-def test_amp_that_would_be_slower_is_refused(monkeypatch):
-    monkeypatch.setattr(cpu_amp, 'get_device', lambda: 'cpu')
-    monkeypatch.setattr(cpu_amp, 'cpu_has_bfloat16', lambda: False)
-    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
-    with pytest.raises(UserError, match='--amp would be slower here: .* AVX-512-BF16'):
-        set_amp(cfg)
-    assert cfg.optim_wrapper == dict(type='OptimWrapper')

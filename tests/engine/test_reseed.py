@@ -38,11 +38,6 @@ def test_numbers_depend_on_seed_and_step_alone():
     assert numbers(6, seed=1)[0] != whole[0]
 
 
-def test_no_number_comes_twice():
-    every = [value for step in numbers(100).values() for part in step for value in part]
-    assert len(set(every)) == len(every) == 600
-
-
 def test_each_process_draws_its_own_numbers_after_a_resumption_too(monkeypatch):
     whole = []
     for rank in range(4):

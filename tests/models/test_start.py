@@ -3,14 +3,10 @@ import math
 
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch.testing import assert_close
 
 from mmrest import ResT, ResTV2
 from mmrest.models import ResTAblation
-
-from ..configs.test_configs import CONFIGS
 
 FROM_SCRATCH = dict(type='FromScratch')
 STD = math.sqrt(2 / 9)
@@ -43,17 +39,6 @@ def test_the_four_convolutions_are_drawn_and_nothing_else_changes(model, embeds)
     name = next(iter(drawn))
     assert torch.equal(started(model, init_cfg=FROM_SCRATCH)[0][name], found[name])
     assert not torch.equal(started(model, 1, init_cfg=FROM_SCRATCH)[0][name], found[name])
-
-
-def test_the_digits_classifier_takes_it_and_its_head_starts_as_before():
-    cfg = Config.fromfile(CONFIGS / 'classification/rest_lite_digits.py')
-    init_default_scope('mmpretrain')
-    assert cfg.model.backbone.init_cfg == FROM_SCRATCH
-    found, _ = started(MODELS.build, cfg=cfg.model)
-    cfg.model.backbone.init_cfg = None
-    want, _ = started(MODELS.build, cfg=cfg.model)
-    changed = {name for name in want if not torch.equal(want[name], found[name])}
-    assert len(changed) == 4 and all(name.endswith('pa_conv.weight') for name in changed)
 
 
 def test_a_model_without_pixel_attention_is_refused():

@@ -39,7 +39,7 @@ class Driver:
 
 
 def figures(compiled):
-    """Registers and bytes of stack of a thread, bytes of shared memory of a program.
+    """Bytes of stack of a thread, and of shared memory of a program.
 
     aligned: no 16-bit number is read or written on its own.
     """
@@ -48,8 +48,7 @@ def figures(compiled):
         file.flush()
         usage = subprocess.run([CUOBJDUMP, '-res-usage', file.name], check=True,
                                capture_output=True, text=True).stdout
-    return dict({name: int(re.search(rf'{name.upper()}:(\d+)', usage)[1])
-                 for name in ('reg', 'stack')},
+    return dict(stack=int(re.search(r'STACK:(\d+)', usage)[1]),
                 shared=compiled.metadata.shared,
                 aligned=not re.search(r'(ld|st)\.global\S*\.b16', compiled.asm['ptx']))
 

@@ -1,9 +1,11 @@
-"""What torch.compile, torch.export and torch.onnx make of EMSA and of the backbones."""
+"""What torch.compile and torch.export make of EMSA and of the backbones."""
 import itertools
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.testing import assert_close
 
 from mmrest import ResT, ResTV2
@@ -17,32 +19,22 @@ from .test_emsa import DEVICE, draw, published, results
 # torch.compile
 
 
-def check_compiles_once(function, calls, want):
-    """The second size may compile again, for dynamic sizes. The eight after it may not."""
-    torch._dynamo.reset()
-    graphs, counts = [], []
-    compiled = torch.compile(
-        function, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
-    for call in calls:
-        assert_close(call(compiled), call(want))
-        counts.append(len(graphs))
-    assert len(counts) == 10 and counts[1] == counts[-1] <= 2
-
-
-@pytest.mark.parametrize('backend', ['auto', 'chunked'])
-def test_emsa_compiles_whole_and_once_for_ten_sizes(backend):
-    check_compiles_once(
-        lambda *inputs: emsa_attention(*inputs, backend=backend),
-        [lambda function, i=i: results(function, draw(2, 4, 36 + 5 * i, 9 + 2 * i, 8))
-         for i in range(10)], published)
-
-
 @pytest.mark.parametrize('cls, steps', [(ResT, (14, 10)), (ResTV2, (32, 16))])
 def test_backbones_compile_whole_and_once_for_ten_sizes(cls, steps):
-    """Of ResTv2 with odd sizes, up-sampled values are cropped, which is another graph."""
+    """The second size may compile again, for dynamic sizes. The eight after it may not.
+
+    Of ResTv2 with odd sizes, up-sampled values are cropped, which is another graph.
+    """
+    torch._dynamo.reset()
     model = build(cls, dict(TINY, depths=(1, 1)), out_indices=None)
-    images = [image(2, 3, 64 + steps[0] * i, 96 + steps[1] * i) for i in range(10)]
-    check_compiles_once(model, [lambda function, x=x: function(x) for x in images], model)
+    graphs, counts = [], []
+    compiled = torch.compile(
+        model, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
+    for i in range(10):
+        x = image(2, 3, 64 + steps[0] * i, 96 + steps[1] * i)
+        assert_close(compiled(x), model(x))
+        counts.append(len(graphs))
+    assert counts[1] == counts[-1] <= 2
 
 
 @pytest.mark.parametrize('compiler', [
@@ -92,32 +84,18 @@ def test_custom_operators_pass_opcheck(backend, dtype, mixed, normalize):
     torch.library.opcheck(backward, (q, *forward(*args), *args[:-1]))
 
 
-def compile_and_record(model, image):
-    """Forward and backward graph as torch.compile gives them to its backend."""
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
-    graphs = []
-
-    def record(graph_module, inputs):
-        graphs.append(graph_module)
-        return make_boxed_func(graph_module.forward)
-
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=record))
-    sum(out.sum() for out in compiled(image)).backward()
-    return graphs
-
-
 @pytest.mark.parametrize('backend, blocks', [('auto', 1), ('reference', 0)])
 def test_compiled_rest_has_the_operator_and_no_map(backend, blocks):
     """In stage 2: the attention of stage 1 is PyTorch's. The reference shows that the test
     sees a map."""
     arch = dict(embed_dims=(16, 32), depths=(1, 1), num_heads=(1, 2), sr_ratios=(8, 4))
-    model = ResT(arch, out_indices=None, backend=backend)
-    forward, backward = compile_and_record(model, torch.randn(1, 3, 64, 96))
+    model, graphs = ResT(arch, out_indices=None, backend=backend), []
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=aot_autograd(
+        fw_compiler=lambda graph, inputs: graphs.append(graph) or make_boxed_func(graph)))
+    sum(out.sum() for out in compiled(torch.randn(1, 3, 64, 96))).backward()
     maps = {(384, 6), (96, 6)}  # N x M of each stage
-    for graph, operator in (
-            (forward, 'emsa_chunked'), (backward, 'emsa_chunked_backward')):
+    for graph, operator in zip(graphs, ('emsa_chunked', 'emsa_chunked_backward'), strict=True):
         calls = [node for node in graph.graph.nodes
                  if str(node.target) == f'mmrest.{operator}.default']
         assert len(calls) == blocks
@@ -142,7 +120,7 @@ def test_the_warning_is_no_graph_break():
     assert len(warned) == 1
 
 
-# torch.export and torch.onnx
+# torch.export
 
 
 class Attention(nn.Module):
@@ -187,10 +165,3 @@ def test_exported_backbones_run_without_mmrest(strict, cls):
     exported = torch.export.export(model, (x, ), strict=strict)
     check_needs_no_mmrest(exported)
     assert_close(exported.module()(x), model(x))
-
-
-def test_onnx_export_runs_without_mmrest():
-    pytest.importorskip('onnxscript')
-    inputs = [x.detach() for x in draw(2, 2, 21, 6, 4, torch.float)]
-    program = torch.onnx.export(Attention().eval(), tuple(inputs), dynamo=True, verbose=False)
-    assert {node.domain for node in program.model.graph} == {''}
