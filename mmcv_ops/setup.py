@@ -17,6 +17,7 @@ setup(
     long_description=Path(__file__).with_name('README.md').read_text('utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    license_files=['LICENSE'],
     py_modules=['mmcv._ext'],  # one file for mmcv's folder, which is not ours
     python_requires='>=3.11',
     install_requires=['torch>=2.7', 'torchvision>=0.22'],

@@ -2,7 +2,7 @@
 import functools
 import logging
 from pathlib import Path
-from typing import Callable, Dict, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -59,9 +59,21 @@ def read_config(path: str, options: Optional[dict] = None) -> Config:
         options (dict, optional): Values to change, as from ``--cfg-options``.
     """
     cfg = Config.fromfile(path)
+    for node in dicts(cfg._cfg_dict):
+        if node.get('_scope_') == 'mmrest':  # of a base 'mmrest::...': no registry has it
+            del node['_scope_']
     cfg.merge_from_dict(options or {})
     init_default_scope(package_of(cfg))
     return cfg
+
+
+def dicts(node: Any) -> Iterator[dict]:
+    """All dicts in a config, without those in tuples."""
+    if isinstance(node, dict):
+        yield node
+    if isinstance(node, (dict, list)):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from dicts(child)
 
 
 def build_model(cfg: Config, checkpoint: Optional[Union[str, Path]] = None) -> nn.Module:

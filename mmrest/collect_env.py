@@ -9,7 +9,8 @@ from .ops import describe_backend
 from .version import __version__
 
 PACKAGES = {'MMEngine': 'mmengine', 'MMCV': 'mmcv', 'MMDetection': 'mmdet',
-            'MMPretrain': 'mmpretrain', 'MMSegmentation': 'mmseg'}
+            'MMPretrain': 'mmpretrain', 'MMSegmentation': 'mmseg', 'ONNX': 'onnx',
+            'ONNX Runtime': 'onnxruntime', 'hotcoco': 'hotcoco'}
 
 
 def collect_env() -> Dict[str, str]:

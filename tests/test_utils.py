@@ -26,6 +26,10 @@ def test_the_hub_knows_our_configs_as_bases_and_builds_our_models(tmp_path):
         assert mine.model.backbone == dict(type='ResT', arch='lite', drop_path_rate=0.1)
         ablation = 'mmrest::classification/ablations/rest_lite_msa_8xb256_100e_in1k.py'
         assert get_config(ablation).model.backbone.attention == 'msa'
+        from mmrest.apis import read_config
+        dataset = read_config('mine.py').train_dataloader.dataset
+        from mmdet.registry import DATASETS
+        assert type(DATASETS.build(dict(dataset, lazy_init=True))).__name__ == 'CocoDataset'
         names = ('classification/rest_lite_8xb256_in1k', 'retinanet/rest_lite_fpn_1x_coco',
                  'semantic_fpn/rest_small_fpn_8xb4_40k_ade20k')
         with torch.device('meta'):

@@ -144,11 +144,10 @@ def sentence(errors: Dict[str, float]) -> str:
         if name in errors:
             return (f'{name} of {pictures} are at most {errors[name]:.1e} of the largest away '
                     f'from float64, those of PyTorch {errors[f"{name} of PyTorch"]:.1e}')
-    ties = f', {errors["near-ties"]:.0f} others are near-ties'
     if 'boxes' not in errors:
         return (f'classes of pixels in {pictures}: {errors["pixels wrong"]:.2%} differ from '
-                f'mm{ties}')
+                f'mm, {errors["near-ties"]:.0f} others are near-ties')
     masks = f', masks in {errors["mask"]:.2%} of the pixels' if 'mask' in errors else ''
-    return (f'{errors["boxes"]:.0f} boxes in {pictures} differ from mm by at most '
-            f'{errors["px"]:.1e} px and {errors["score"]:.1e} of score{masks}'
-            f'{ties.replace("others", "of them")}')
+    return (f'{errors["boxes"]:.0f} boxes in {pictures}, {errors["near-ties"]:.0f} of them '
+            f'near-ties, differ from mm by at most {errors["px"]:.1e} px and '
+            f'{errors["score"]:.1e} of score{masks}')

@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
+from ..apis import dicts
 from ..errors import UserError
 from ..models import ResT, ResTV2
 from ..models.checkpoint import check_backbone, own_names, without_prefix
@@ -57,7 +58,7 @@ class Writer:
         full = Config.fromfile(CONFIGS / path)
         known = ['custom_imports', *inspect.signature(Runner).parameters]
         self.cfg = ConfigDict({k: full[k] for k in known if k in full and k not in WRITTEN})
-        for node in _dicts(self.cfg):
+        for node in dicts(self.cfg):
             node.pop('_scope_', None)  # the default_scope
         self.knobs: List[str] = []
         self.parts: List[str] = []
@@ -311,18 +312,9 @@ def _write_light(writer):
             'samples', 128, 'Of the proposals, to learn from; 512 in the papers.')
 
 
-def _dicts(node):
-    """All dicts in a config."""
-    if isinstance(node, dict):
-        yield node
-    if isinstance(node, (dict, list)):
-        for child in node.values() if isinstance(node, dict) else node:
-            yield from _dicts(child)
-
-
 def _replace(config, key, old, new):
     """Set the values of a key anywhere in a config, if they are ``old`` (None: always)."""
-    for node in _dicts(config):
+    for node in dicts(config):
         if key in node and old in (None, node[key]):
             node[key] = new
 

@@ -76,7 +76,10 @@ def read_coco(data: Path, masks: bool = False) -> Split:
     """
     if data.is_dir():
         files = sorted(data.glob('*.json'))
-        if len(files) != 1:
+        if not files:
+            raise FileNotFoundError(f'{data} has no JSON file: tools/dataset_converters/to_coco.py '
+                                    'makes one of other formats')
+        if len(files) > 1:
             raise FileNotFoundError(f'{data} has {len(files)} JSON files: name the one to take')
         data, = files
     split = Split(data, data.parent / 'images')

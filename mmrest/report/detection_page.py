@@ -51,7 +51,7 @@ def summary(figures: dict) -> Tuple[str, str, str]:
             f'<p>Everything else is at an IoU of 0.5. Confusions, pictures and labels are of '
             f'objects with a score of at least <b>{score:.3f}</b>: '
             f'{SCORES[figures["score_thr_is"]]}.')
-    head = ('', *figures['kinds']['bbox']['ap'], 'found', f'from {score:.3f}')
+    head = ('', *figures['kinds']['bbox']['ap'], 'found', f'score ≥ {score:.3f}')
     return section('summary', 'Summary', table(head, rows), text)
 
 

@@ -69,7 +69,7 @@ def test_pictures_from_files(tmp_path):
     ({'pixels wrong': 1e-4, 'classes': 5, 'near-ties': 7.},
      'classes of pixels in 5 pictures: 0.01% differ from mm, 7 others are near-ties'),
     (dict({'near-ties': 2.}, boxes=57., px=1.23e-3, score=4e-6, mask=0.),
-     '57 boxes in 5 pictures differ from mm by at most 1.2e-03 px and 4.0e-06 of score, masks '
-     'in 0.00% of the pixels, 2 of them are near-ties')])
+     '57 boxes in 5 pictures, 2 of them near-ties, differ from mm by at most 1.2e-03 px and '
+     '4.0e-06 of score, masks in 0.00% of the pixels')])
 def test_one_line_says_what_was_compared(errors, words):
     assert verify.sentence(dict(errors, pictures=5.)) == words
