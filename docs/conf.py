@@ -17,7 +17,8 @@ autodoc_typehints = 'none'  # docstrings say it
 suppress_warnings = ['myst.xref_missing']
 
 # Files of the repository that end a page of the documentation.
-APPENDED = {'mmrest/ops/emsa/README.md': 'design', **{
+APPENDED = {'mmrest/ops/emsa/README.md': 'design', 'mmcv_ops/README.md': 'install',
+            'SECURITY.md': 'weights', **{
     f'configs/{name}/README.md': 'weights' for name in (
         'classification', 'faster_rcnn', 'mask_rcnn', 'retinanet', 'semantic_fpn', 'upernet')}}
 

@@ -277,8 +277,10 @@ def own_data_commands(words):
 
 
 def run_script(command, folder):
-    """A command `python SCRIPT ...`, with the last checkpoint of a short training."""
-    _, script, *args = shlex.split(command.replace('iter_3000', 'iter_2'))
+    """A command `python SCRIPT ...`, with the checkpoint that it means by a pattern."""
+    _, script, *words = shlex.split(command)
+    args = [path for word in words for path in (
+        sorted(map(str, folder.glob(word))) if '*' in word else [word])]
     process = Run(folder, *args, script=ROOT / script)
     assert process.wait(300) == 0, f'{command}\n{process.text()[-2000:]}'
 
