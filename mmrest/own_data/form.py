@@ -77,8 +77,8 @@ def read_coco(data: Path, masks: bool = False) -> Split:
     if data.is_dir():
         files = sorted(data.glob('*.json'))
         if not files:
-            raise FileNotFoundError(f'{data} has no JSON file: tools/dataset_converters/to_coco.py '
-                                    'makes one of other formats')
+            raise FileNotFoundError(f'{data} has no JSON file: of other formats, '
+                                    'tools/dataset_converters/to_coco.py makes one')
         if len(files) > 1:
             raise FileNotFoundError(f'{data} has {len(files)} JSON files: name the one to take')
         data, = files

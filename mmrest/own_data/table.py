@@ -29,8 +29,8 @@ def training(train: Split, cfg: Config) -> str:
     lines = [f'an epoch: {images} images, in {-(-images // batch)} iterations of {batch}; '
              f'the training: {length.format(**loop)}']
     if train.left_out:
-        lines.append(f'{train.left_out} images without objects are left out, and not in the table: --keep-empty '
-                     'keeps them')
+        lines.append(f'{train.left_out} images without objects are left out, and not in the '
+                     'table: --keep-empty keeps them')
     head = cfg.model.get('rpn_head') or cfg.model.get('bbox_head')
     lines.append(f'learning rate {cfg.lr:.3g} for {batch} images, '
                  f'{_start(cfg)}')

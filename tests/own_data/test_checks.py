@@ -311,7 +311,7 @@ def test_places_of_the_images(tmp_path):
 def test_what_is_no_data(tmp_path):
     for task, name, words in (
             ('boxes', 'none', 'no such file or folder'), ('classes', 'none', 'no such file'),
-            ('boxes', '', 'has no JSON file: .*to_coco.py makes'),
+            ('boxes', '', 'has no JSON file: .*to_coco.py makes one'),
             ('segments', '', 'must have two folders, images and one of PNG')):
         with pytest.raises(FileNotFoundError, match=words):
             read(task, tmp_path / name)
