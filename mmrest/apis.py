@@ -59,7 +59,7 @@ def read_config(path: str, options: Optional[dict] = None) -> Config:
         options (dict, optional): Values to change, as from ``--cfg-options``.
     """
     cfg = Config.fromfile(path)
-    for node in dicts(cfg._cfg_dict):
+    for node in dicts(dict(cfg.items())):
         if node.get('_scope_') == 'mmrest':  # of a base 'mmrest::...': no registry has it
             del node['_scope_']
     cfg.merge_from_dict(options or {})
