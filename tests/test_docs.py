@@ -285,6 +285,7 @@ def run_script(command, folder):
     assert process.wait(300) == 0, f'{command}\n{process.text()[-2000:]}'
 
 
+@pytest.mark.slow
 def test_own_data_from_check_to_pictures(own_data):
     for command in lines_of(blocks(DOCS / 'own_data.md', 'bash')[0])[1:]:
         run_script(command, own_data)
